@@ -58,7 +58,9 @@ class PrefectCollector(CallbackCollector):
     def run_started(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
         self._run_ids = _current_run_ids()
         if self._run_ids is not None and self._takes_run_logger:
-            self.logger = get_run_logger()  # type: ignore[assignment]
+            # Prefect keeps the logs of flow runs; for a task outside of one it would warn that it cannot.
+            flow_run_id, _ = self._run_ids
+            self.logger = get_run_logger(send_to_api=flow_run_id is not None)  # type: ignore[assignment]
 
     @override
     def stage_started(self, pipeline: SupportsPipeline, progress: StageProgress) -> None:
