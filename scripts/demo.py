@@ -150,8 +150,8 @@ def name_the_commit(answers: Path) -> None:
 
 def install(lock: int) -> None:
     """Install what the project needs, and commit the project, as its user would."""
-    say("Installing it")
-    if run(UV, "sync", "--no-dev", "--python", sys.executable, lock=lock):
+    say("Installing it; the first time takes a minute or two")
+    if run(UV, "sync", "--quiet", "--no-dev", "--python", sys.executable, lock=lock):
         raise DemoError("The project could not be installed; the reason is above.")
     if git("rev-parse", "--verify", "HEAD", folder=PROJECT) is None:
         author = ["-c", "user.name=demo", "-c", "user.email=demo@localhost"]
@@ -160,29 +160,16 @@ def install(lock: int) -> None:
         git(*author, "-c", "commit.gpgsign=false", "commit", "-qm", "Scaffold", folder=PROJECT)
 
 
-def show_tables(since: float) -> None:
-    """Print what is in the database now, and what this run added.
-
-    Args:
-        since: Unix time, in seconds, at which this run began.
-    """
-    files = [file for file in PROJECT.rglob("*.duckdb") if ".venv" not in file.parts]
-    if len(files) != 1:
-        raise DemoError(f"Expected one DuckDB file in {PROJECT}, found {len(files)}.")
-    done = subprocess.run(
-        [BIN / "python", ROOT / "scripts" / "demo_tables.py", files[0], str(since)],
-        env=environment(),
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+def show(report: Path) -> None:
+    """Print what this run loaded, where it is, and where to look at it."""
+    found = json.loads(report.read_text(encoding="utf-8"))
     say("Done")
     print(f"{'table':<12}{'rows loaded':>14}{'rows in table':>16}{'seconds':>10}")
-    for table in json.loads(done.stdout):
+    for table in found["tables"]:
         seconds = "-" if table["seconds"] is None else f"{table['seconds']:.1f}"
-        print(f"{table['table']:<12}{table['loaded']:>14,}{table['rows']:>16,}{seconds:>10}")
-    print(f"\nDatabase: {files[0]}")
-    print("Look at its artifacts in the Prefect UI: make demo-ui")
+        print(f"{table['name']:<12}{table['loaded']:>14,}{table['rows']:>16,}{seconds:>10}")
+    print(f"\nDatabase:              {found['database']}")
+    print("Artifacts in the UI:   make demo-ui")
 
 
 def load() -> None:
@@ -190,11 +177,11 @@ def load() -> None:
     with only_one() as lock:
         scaffold()
         install(lock)
-        say("Running its flow, flows/load.py")
-        started = time.time()
-        if run(BIN / "python", "flows/load.py", lock=lock):
+        say("Running its flow")
+        report = DEMO / "last-run.json"
+        if run(BIN / "python", ROOT / "scripts" / "demo_run.py", report, lock=lock):
             raise DemoError("The flow failed; the reason is above. `make demo` tries again.")
-        show_tables(started)
+        show(report)
 
 
 def show_ui() -> None:
