@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import http.client
 import json
 import os
 import re
@@ -17,8 +18,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 import webbrowser
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,7 +61,9 @@ class DemoError(Exception):
 def environment(**extra: str) -> dict[str, str]:
     """Return the environment that the demo's programs see."""
     kept = {name: value for name, value in os.environ.items() if LET_IN.fullmatch(name)}
-    return {**kept, **SETTINGS, **extra}
+    # A proxy is for the way out: Prefect's server is on this machine.
+    direct = ",".join(filter(None, [kept.get("no_proxy") or kept.get("NO_PROXY"), "127.0.0.1"]))
+    return {**kept, "no_proxy": direct, "NO_PROXY": direct, **SETTINGS, **extra}
 
 
 def say(text: str) -> None:
@@ -196,33 +197,39 @@ def show_ui() -> None:
     command = [BIN / "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with subprocess.Popen(command, cwd=PROJECT, env=settings, stdout=subprocess.DEVNULL) as server:
         try:
-            wait_for(f"{address}/api/health", server)
-            print(f"Prefect UI: {address}/artifacts (Ctrl-C stops it)", flush=True)
+            wait_for(port, server)
+            page = f"{address}/v2/artifacts"  # of Prefect's two UIs the one that draws diagrams
+            print(f"Prefect UI: {page} (Ctrl-C stops it)", flush=True)
             if sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & settings.keys():
-                webbrowser.open(f"{address}/artifacts")
+                webbrowser.open(page)
             server.wait()
+        except KeyboardInterrupt:
+            return  # the way to end it
         finally:
             server.terminate()
     raise DemoError(f"The Prefect server ended with {server.returncode}.")
 
 
-def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
+def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
     """Return once the server answers."""
     deadline = time.monotonic() + SERVER_START_SECONDS
     while time.monotonic() < deadline and server.poll() is None:
-        if answers(address):
+        if is_healthy(port):
             return
         time.sleep(0.3)
     raise DemoError(f"The Prefect server did not answer within {SERVER_START_SECONDS} seconds.")
 
 
-def answers(address: str) -> bool:
-    """Tell whether something answers at an address of this machine."""
+def is_healthy(port: int) -> bool:
+    """Tell whether a Prefect server answers at a port of this machine."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
     try:
-        with urllib.request.urlopen(address, timeout=2):  # noqa: S310 - always http
-            return True
-    except (urllib.error.URLError, TimeoutError):
+        connection.request("GET", "/api/health")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
         return False
+    finally:
+        connection.close()
 
 
 def stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - what signal hands over
