@@ -24,9 +24,7 @@ def count_rows(database: Path, dataset: str) -> dict[str, int]:
     """Return how many rows each table of a dataset holds."""
     with duckdb.connect(str(database), read_only=True) as connection:
         tables = connection.execute(TABLES, {"dataset": dataset}).fetchall()
-        return {
-            name: connection.table(f'"{dataset}"."{name}"').shape[0] for (name,) in sorted(tables)
-        }
+        return {name: connection.table(f'"{dataset}"."{name}"').shape[0] for (name,) in sorted(tables)}
 
 
 def main(report: Path) -> None:

@@ -64,9 +64,7 @@ def make_environment(variant: Variant) -> str | None:
         return f"{NOT_TESTED}: no Python {variant.python} here, and none could be downloaded"
     install = ["uv", "pip", "install", "--quiet", "--python", str(variant.folder)]
     versions = ["--resolution", variant.resolution, "--reinstall-package", "prefect-dlt"]
-    installed = subprocess.run(
-        [*install, *versions, "--group", "tests", RUNTIME], cwd=ROOT, check=False
-    )
+    installed = subprocess.run([*install, *versions, "--group", "tests", RUNTIME], cwd=ROOT, check=False)
     return f"{FAILED}: its dependencies could not be installed" if installed.returncode else None
 
 
