@@ -1,0 +1,80 @@
+# Every target does its own set-up: git, make and Python 3.10 or newer with venv are all it takes.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+# Which Python the checkout's environment runs on: a version, a range or a path, as uv reads it.
+PYTHON ?= >=3.10,<3.14
+
+UV := $(shell command -v uv 2>/dev/null)
+ifeq ($(UV),)
+UV := .tools/bin/uv
+OWN_UV := .tools/bin/uv
+endif
+
+# What a recipe runs finds the environment's programs, and uv, before anything else.
+IN_ENV = PATH="$(CURDIR)/.venv/bin:$$PATH:$(CURDIR)/.tools/bin"
+
+BIN := .venv/bin
+READY := .venv/.ready
+PYTHON_OF_ENV = $$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+
+help: ## List the targets
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "make %-12s %s\n", $$1, $$2 }'
+
+demo: $(OWN_UV) ## Scaffold a project with default answers and load the demo's data in it
+	@"$(UV)" run --quiet --no-project --python '$(PYTHON)' scripts/demo.py load
+
+demo-ui: $(OWN_UV) ## Open the Prefect UI on what `make demo` did
+	@"$(UV)" run --quiet --no-project --python '$(PYTHON)' scripts/demo.py ui
+
+setup: $(READY) ## Make the development environment, .venv
+
+test: $(READY) ## Run the whole suite, then the runtime's on the oldest and the newest versions
+	@$(IN_ENV) python scripts/test_matrix.py
+
+quick: $(READY) ## Run the suite's quick tests on this Python only; pytest's options go in ARGS
+	@$(IN_ENV) pytest -m 'not slow' $(ARGS)
+
+check: $(READY) ## Lint, check the format and the types, run the pre-commit hooks
+	@$(IN_ENV) ruff check .
+	@$(IN_ENV) ruff format --check .
+	@$(IN_ENV) pyright
+	@$(IN_ENV) python scripts/check_generated.py
+	@$(IN_ENV) SKIP=ruff-check,ruff-format pre-commit run --all-files
+
+format: $(READY) ## Format the code and mend what ruff can mend
+	@$(IN_ENV) ruff check --fix-only .
+	@$(IN_ENV) ruff format .
+
+hooks: $(READY) ## Have git run the pre-commit hooks at every commit
+	@$(IN_ENV) pre-commit install
+
+constraints: $(OWN_UV) ## Write the newest versions that resolve to constraints/, one file per Python
+	@for version in 3.10 3.11 3.12 3.13; do \
+	    echo "constraints/$$version.txt"; \
+	    "$(UV)" pip compile --quiet --upgrade --python-version $$version --no-python-downloads \
+	        --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+	        --all-extras --group pyproject.toml:dev \
+	        --output-file constraints/$$version.txt template/runtime/pyproject.toml \
+	        >/dev/null || exit 1; \
+	done
+
+clean: ## Remove every environment and cache, and the demo
+	rm -rf .venv .venvs .tools demo .pytest_cache .ruff_cache build dist
+
+.PHONY: help demo demo-ui setup test quick check format hooks constraints clean
+
+$(READY): Makefile pyproject.toml template/runtime/pyproject.toml $(wildcard constraints/*.txt) | $(OWN_UV)
+	@echo "Installing the development environment into .venv ..."
+	@"$(UV)" venv --quiet --clear --python '$(PYTHON)' .venv
+	@"$(UV)" pip install --quiet --python $(BIN)/python --group dev \
+	    --constraints "constraints/$(PYTHON_OF_ENV).txt" \
+	    --editable 'template/runtime[duckdb,postgres,sql,demo]'
+	@touch $@
+
+.tools/bin/uv:
+	@echo "Installing uv into .tools ..."
+	@python3 -m venv .tools
+	@.tools/bin/pip install --quiet --disable-pip-version-check uv
