@@ -5,8 +5,9 @@ from dlt.extract import DltSource
 from dlt.sources.sql_database import sql_database
 
 # Tables of which a run loads only what is new or has changed: the table, and the column that grows with each change.
-# Rows replace earlier ones with the same primary key. All other tables are replaced as a whole.
-INCREMENTAL = {
+# Rows replace earlier ones with the same primary key; in a table without one they are added. All other tables are
+# replaced as a whole.
+INCREMENTAL: dict[str, str] = {
     # "orders": "updated_at",
 }
 

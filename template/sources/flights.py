@@ -1,5 +1,8 @@
 """The demo: every flight out of New York City in 2013, and the weather, planes, airports and airlines with it."""
 
+# pyarrow comes without types.
+# pyright: basic
+
 from collections.abc import Iterator
 from datetime import datetime
 from importlib.util import find_spec

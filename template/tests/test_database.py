@@ -9,6 +9,9 @@ import dlt
 import pytest
 
 from sources import database
+from tests.conftest import Query
+
+ORDERS = "SELECT id, price FROM orders ORDER BY id"
 
 
 @pytest.fixture
@@ -28,23 +31,18 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[sqlite3.Co
         yield shop
 
 
-def orders(pipeline: dlt.Pipeline) -> list[tuple[int, float]]:
-    """Return the orders that were loaded."""
-    return sorted(pipeline.dataset()["orders"].select("id", "price").fetchall())
-
-
-def test_a_table_is_replaced(pipeline: dlt.Pipeline, shop: sqlite3.Connection) -> None:
+def test_a_table_is_replaced(pipeline: dlt.Pipeline, query: Query, shop: sqlite3.Connection) -> None:
     pipeline.run(database.database())
     with shop:
         shop.execute("DELETE FROM orders WHERE id = 1")
 
     pipeline.run(database.database())
 
-    assert orders(pipeline) == [(2, 0.75)]
+    assert query(ORDERS) == [(2, 0.75)]
 
 
 def test_an_incremental_table_loads_what_changed(
-    pipeline: dlt.Pipeline, shop: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+    pipeline: dlt.Pipeline, query: Query, shop: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(database.INCREMENTAL, "orders", "updated_at")
     pipeline.run(database.database())
@@ -54,4 +52,4 @@ def test_an_incremental_table_loads_what_changed(
 
     pipeline.run(database.database())
 
-    assert orders(pipeline) == [(1, 0.5), (2, 0.8)]
+    assert query(ORDERS) == [(1, 0.5), (2, 0.8)]
