@@ -2,12 +2,14 @@
 
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import copier
 import pytest
+
+from tests.template import services
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,3 +62,17 @@ def generate(template: Path, tmp_path: Path) -> Generate:
         return project
 
     return make
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Return the address of the API of a Prefect server, started as a user would."""
+    with services.prefect_server(tmp_path_factory.mktemp("prefect-server")) as api:
+        yield api
+
+
+@pytest.fixture(scope="session")
+def make_database() -> Iterator[Callable[[str], str]]:
+    """Return a function that makes a PostgreSQL database and returns its address."""
+    with services.postgres_server() as make:
+        yield make
