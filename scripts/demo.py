@@ -167,7 +167,7 @@ def commit() -> None:
     steps = (["init"], ["add", "--all"], [*author, "commit", "--no-verify", "--message", "Scaffold"])
     for step in steps:
         if git(*step, folder=PROJECT) is None:
-            raise DemoError(f"The project could not be committed: `git {step[-1]}` failed in {PROJECT}.")
+            raise DemoError(f"The project could not be committed; see what `git commit` says in {PROJECT}.")
 
 
 def show(report: Path) -> None:
