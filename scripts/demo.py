@@ -150,15 +150,24 @@ def name_the_commit(answers: Path) -> None:
 
 
 def install(lock: int) -> None:
-    """Install what the project needs, and commit the project, as its user would."""
+    """Install what the project needs, and commit it all, as its user would."""
     say("Installing it; the first time takes a minute or two")
     if run(UV, "sync", "--quiet", "--no-dev", "--python", sys.executable, lock=lock):
         raise DemoError("The project could not be installed; the reason is above.")
-    if git("rev-parse", "--verify", "HEAD", folder=PROJECT) is None:
-        author = ["-c", "user.name=demo", "-c", "user.email=demo@localhost"]
-        git("init", "--quiet", folder=PROJECT)
-        git("add", "--all", folder=PROJECT)
-        git(*author, "-c", "commit.gpgsign=false", "commit", "-qm", "Scaffold", folder=PROJECT)
+    commit()
+
+
+def commit() -> None:
+    """Make the project a git repository with one commit, as `copier update` needs it."""
+    own = PROJECT / ".git"  # without naming it, git would find the repository around the demo
+    if git("--git-dir", str(own), "rev-parse", "--verify", "HEAD", folder=PROJECT) is not None:
+        return
+    shutil.rmtree(own, ignore_errors=True)
+    author = ["-c", "user.name=demo", "-c", "user.email=demo@localhost", "-c", "commit.gpgsign=false"]
+    steps = (["init"], ["add", "--all"], [*author, "commit", "--no-verify", "--message", "Scaffold"])
+    for step in steps:
+        if git(*step, folder=PROJECT) is None:
+            raise DemoError(f"The project could not be committed; see what `git commit` says in {PROJECT}.")
 
 
 def show(report: Path) -> None:

@@ -59,7 +59,7 @@ def test_only_the_projects_name_has_no_default(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize(
-    "question, answer",
+    ("question", "answer"),
     [
         ("project_name", "Shop Loads"),
         ("project_name", "shop_loads"),
