@@ -15,7 +15,7 @@ def shop_database(kind: str, folder: Path, make_database: Callable[[str], str], 
         "CREATE TABLE items (id INTEGER PRIMARY KEY, name TEXT)",
         "INSERT INTO items VALUES (1, 'nut'), (2, 'bolt'), (3, '')",
         "CREATE TABLE orders (id INTEGER PRIMARY KEY, item INTEGER)",
-        f"INSERT INTO orders VALUES {', '.join(f'({number}, 2)' for number in range(1000))}",  # noqa: S608
+        f"INSERT INTO orders VALUES {', '.join(f'({number}, 2)' for number in range(1000))}",
     ]
     if kind == "sqlite":
         path = folder / "source.sqlite"

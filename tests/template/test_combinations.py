@@ -63,7 +63,7 @@ def test_a_combination_loads_its_rows_once(
     assert done.returncode == 0, done.stdout
 
     dataset = name.replace("-", "_")
-    queries = {table: f"SELECT count(*) FROM {dataset}.{table}" for table in EXPECTED[source]}  # noqa: S608
+    queries = {table: f"SELECT count(*) FROM {dataset}.{table}" for table in EXPECTED[source]}
     if destination == "duckdb":
         with duckdb.connect(str(project / "data" / "local-warehouse.duckdb"), read_only=True) as connection:
             found = {table: connection.execute(query).fetchall()[0][0] for table, query in queries.items()}

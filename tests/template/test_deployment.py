@@ -143,7 +143,7 @@ def test_a_database_is_loaded_by_a_deployment(
     run = deploy_and_run(project, name, client)
 
     dataset = name.replace("-", "_")
-    counts = f"SELECT (SELECT count(*) FROM {dataset}.items), (SELECT count(*) FROM {dataset}.orders)"  # noqa: S608
+    counts = f"SELECT (SELECT count(*) FROM {dataset}.items), (SELECT count(*) FROM {dataset}.orders)"
     if destination == "duckdb":
         with duckdb.connect(str(folder / "data" / "local-warehouse.duckdb"), read_only=True) as connection:
             found = connection.execute(counts).fetchone()
