@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, TypeAlias
 
 from dlt.common.pipeline import SupportsPipeline
 from dlt.common.runtime.collector import LogCollector
@@ -24,7 +24,8 @@ from prefect_dlt.schema_changes import SchemaChanges, compare_schemas
 
 logger = logging.getLogger("prefect_dlt")
 
-TLogger = logging.Logger | logging.LoggerAdapter[Any] | TextIO | Literal["stdout", "dlt_logger"]
+# Quoted: on Python 3.10 a LoggerAdapter takes no type argument when the program runs.
+TLogger: TypeAlias = 'logging.Logger | logging.LoggerAdapter[Any] | TextIO | Literal["stdout", "dlt_logger"]'
 
 
 class CallbackCollector(LogCollector):
