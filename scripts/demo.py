@@ -92,17 +92,14 @@ def run(*command: str | Path, folder: Path = PROJECT, lock: int | None = None) -
         try:
             return program.wait()
         except BaseException:
-            end(program)
+            program.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):  # a second Ctrl-C means now
+                program.wait(STOP_SECONDS)
             raise
-
-
-def end(program: subprocess.Popen[bytes]) -> None:
-    """End a program, in good order if it can be had, and whatever it started."""
-    program.send_signal(signal.SIGINT)
-    with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):  # a second Ctrl-C means now
-        program.wait(STOP_SECONDS)
-    with suppress(ProcessLookupError):
-        os.killpg(program.pid, signal.SIGKILL)
+        finally:
+            # A flow that was killed leaves its Prefect server behind.
+            with suppress(ProcessLookupError):
+                os.killpg(program.pid, signal.SIGKILL)
 
 
 def git(*arguments: str, folder: Path) -> str | None:
