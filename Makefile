@@ -42,7 +42,7 @@ check: $(READY) ## Lint, check the format and the types, run the pre-commit hook
 	@$(IN_ENV) ruff format --check .
 	@$(IN_ENV) pyright
 	@$(IN_ENV) python scripts/check_generated.py
-	@$(IN_ENV) SKIP=ruff-check,ruff-format pre-commit run --all-files
+	@$(IN_ENV) pre-commit run --all-files
 
 format: $(READY) ## Format the code and mend what ruff can mend
 	@$(IN_ENV) ruff check --fix-only .

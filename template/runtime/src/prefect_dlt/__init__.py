@@ -1,0 +1,16 @@
+"""Run dlt pipelines on Prefect: see them, trust them, scale them."""
+
+from prefect_dlt._version import __version__
+from prefect_dlt.callbacks import CallbackCollector
+from prefect_dlt.collector import PrefectCollector
+from prefect_dlt.flows import create_run_pipeline_flow, create_run_pipeline_task
+from prefect_dlt.runner import runner
+
+__all__ = [
+    "CallbackCollector",
+    "PrefectCollector",
+    "__version__",
+    "create_run_pipeline_flow",
+    "create_run_pipeline_task",
+    "runner",
+]

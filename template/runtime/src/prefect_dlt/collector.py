@@ -1,0 +1,129 @@
+"""Show a running pipeline in the Prefect UI: live progress, and a summary of the run, as artifacts."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Callable
+from uuid import UUID
+
+from dlt.common.pipeline import SupportsPipeline
+from dlt.pipeline.trace import PipelineStepTrace
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.logging import get_run_logger
+from typing_extensions import override
+
+from prefect_dlt.callbacks import CallbackCollector, TLogger
+from prefect_dlt.progress import StageProgress
+from prefect_dlt.publisher import Draft, Place, publisher
+from prefect_dlt.report import RunRecord, headline, summary
+
+LONGEST_KEY = 59
+"""Characters of an artifact's key."""
+
+CLOSE_TIMEOUT = 5.0
+"""Longest wait at the end of a run for Prefect's API to take the last reports, in seconds."""
+
+
+class PrefectCollector(CallbackCollector):
+    """A `CallbackCollector` that also writes Prefect artifacts.
+
+    In a flow or task run it keeps one progress artifact per stage up to date, and ends with a summary of the run.
+    Outside of one it is a quiet log collector. Sending happens on a thread of its own: a load neither waits for
+    Prefect's API nor fails with it, but for at most `close_timeout` seconds at the end.
+
+    Args:
+        log_period: Shortest time between two lines of progress, and two states of a progress artifact, in seconds.
+        logger: Where progress goes; by default the run's logger in a Prefect run, else the logger `prefect_dlt`.
+        log_level: Level of the lines of progress.
+        close_timeout: Longest wait at the end of a run for the API to take the last reports, in seconds.
+        clock: Returns the time in seconds; for tests.
+    """
+
+    def __init__(
+        self,
+        log_period: float = 1.0,
+        logger: TLogger | None = None,
+        log_level: int = logging.INFO,
+        *,
+        close_timeout: float = CLOSE_TIMEOUT,
+        **kwargs: Callable[[], float],
+    ) -> None:
+        super().__init__(log_period, logger, log_level, **kwargs)
+        self._close_timeout = close_timeout
+        self._takes_run_logger = logger is None
+
+    @override
+    def run_started(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
+        self._run_ids = _current_run_ids()
+        if self._run_ids is not None and self._takes_run_logger:
+            # Prefect keeps the logs of flow runs; for a task outside of one it would warn that it cannot.
+            flow_run_id, _ = self._run_ids
+            self.logger = get_run_logger(send_to_api=flow_run_id is not None)  # type: ignore[assignment]
+
+    @override
+    def stage_started(self, pipeline: SupportsPipeline, progress: StageProgress) -> None:
+        self._key = artifact_key(pipeline.pipeline_name, progress.stage)
+        self._put_progress(progress)
+
+    @override
+    def stage_moved(self, progress: StageProgress) -> None:
+        now = self._now()
+        if now - self._last_put >= self.log_period:
+            self._put_progress(progress)
+
+    @override
+    def stage_ended(self, pipeline: SupportsPipeline, progress: StageProgress, step: PipelineStepTrace) -> None:
+        self._put_progress(progress, failed=step.step_exception is not None)
+
+    @override
+    def run_ended(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
+        if self._run_ids is None:
+            return
+        place = Place(artifact_key(pipeline.pipeline_name, "summary"), *self._run_ids)
+        draft = Draft("markdown", headline(record), summary(record))
+        sender = publisher()
+        sender.put(place, draft)
+        if sender.flush(self._close_timeout):
+            sender.forget(*self._run_ids)
+        self._run_ids = None
+
+    def _put_progress(self, progress: StageProgress, failed: bool = False) -> None:
+        if self._run_ids is None:
+            return
+        now = self._last_put = self._now()
+        line = progress.line(now) + (" · failed" if failed else "")
+        publisher().put(Place(self._key, *self._run_ids), Draft("progress", line, round(progress.percent, 1)))
+
+    @override
+    def _reset(self) -> None:
+        super()._reset()
+        self._run_ids: tuple[UUID | None, UUID | None] | None = None
+        self._key = ""
+        self._last_put = float("-inf")
+
+
+def artifact_key(*names: str) -> str:
+    """Join names into a key that Prefect accepts: lower-case letters, digits and dashes, below 60 characters.
+
+    An underscore becomes two dashes, so that "a_b" and "a-b" differ; a name that holds anything else besides, or is too
+    long, gets a digest of the original.
+    """
+    joined = "-".join(name.replace("_", "--") for name in names)
+    key = re.sub(r"[^a-z0-9-]+", "-", joined.lower()).strip("-")
+    is_unambiguous = key == joined and not any("--" in name for name in names)
+    if is_unambiguous and len(key) <= LONGEST_KEY:
+        return key
+    digest = hashlib.sha256("\0".join(names).encode()).hexdigest()[:8]
+    return f"{key[: LONGEST_KEY - 9].strip('-')}-{digest}"
+
+
+def _current_run_ids() -> tuple[UUID | None, UUID | None] | None:
+    """Return flow run and task run of the run that this is called in; None outside of one."""
+    task, flow = TaskRunContext.get(), FlowRunContext.get()
+    if task is not None:
+        return task.task_run.flow_run_id, task.task_run.id
+    if flow is not None and flow.flow_run is not None:
+        return flow.flow_run.id, None
+    return None

@@ -1,0 +1,91 @@
+"""The errors that prefect-dlt raises itself; errors of dlt and Prefect pass through as they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class PrefectDltError(Exception):
+    """Base of all errors of this package.
+
+    Every error rebuilds itself from its own arguments, so that it survives the way from a worker process to the flow.
+    """
+
+
+class ConfigurationError(PrefectDltError, ValueError):
+    """An argument has a value that cannot work."""
+
+    def __init__(self, argument: str, value: Any, expected: str) -> None:
+        super().__init__(argument, value, expected)
+        self.argument = argument
+        self.value = value
+        self.expected = expected
+
+    def __str__(self) -> str:
+        return f"{self.argument} cannot be {self.value!r}: {self.expected}."
+
+
+class UnknownResourcesError(PrefectDltError, ValueError):
+    """A run was asked for resources that its source does not have."""
+
+    def __init__(self, source_name: str, unknown: tuple[str, ...], known: tuple[str, ...]) -> None:
+        super().__init__(source_name, unknown, known)
+        self.source_name = source_name
+        self.unknown = unknown
+        self.known = known
+
+    def __str__(self) -> str:
+        return f"Source {self.source_name!r} has no resource {_names(self.unknown)}. Choose from: {_names(self.known)}."
+
+
+class NotASourceError(PrefectDltError, TypeError):
+    """Something that is no dlt source was to be taken apart."""
+
+    def __init__(self, type_name: str) -> None:
+        super().__init__(type_name)
+        self.type_name = type_name
+
+    def __str__(self) -> str:
+        return (
+            f"Only a dlt source can be taken apart, or loaded by resource names, and this is a {self.type_name}. "
+            "Wrap the data in a function decorated with @dlt.source, or choose decompose='none' and no resources."
+        )
+
+
+class PendingDataError(PrefectDltError, RuntimeError):
+    """A clean working directory was asked for while data of an earlier run waits in it."""
+
+    def __init__(self, pipeline_name: str, working_dir: str, load_ids: tuple[str, ...]) -> None:
+        super().__init__(pipeline_name, working_dir, load_ids)
+        self.pipeline_name = pipeline_name
+        self.working_dir = working_dir
+        self.load_ids = load_ids
+
+    def __str__(self) -> str:
+        return (
+            f"Pipeline {self.pipeline_name!r} has data that was extracted but not loaded yet, in {self.working_dir} "
+            f"(load packages {_names(self.load_ids)}). A clean folder would lose it. Run once with "
+            "run_from_clean_folder=False to load it, or drop it on purpose with "
+            f"`dlt pipeline {self.pipeline_name} drop-pending-packages`."
+        )
+
+
+class ComponentsFailedError(PrefectDltError, RuntimeError):
+    """Parts of a source that was taken apart failed; the other parts were loaded."""
+
+    def __init__(self, flow_name: str, failures: dict[str, str], loaded: tuple[str, ...]) -> None:
+        super().__init__(flow_name, failures, loaded)
+        self.flow_name = flow_name
+        self.failures = failures
+        self.loaded = loaded
+
+    def __str__(self) -> str:
+        total = len(self.failures) + len(self.loaded)
+        lines = [f"{len(self.failures)} of {total} parts of {self.flow_name!r} failed:"]
+        lines += [f"  {name}: {message}" for name, message in self.failures.items()]
+        lines.append("The other parts are loaded. Run the flow again: what is pending is finished first.")
+        return "\n".join(lines)
+
+
+def _names(names: tuple[str, ...]) -> str:
+    return ", ".join(repr(name) for name in names)

@@ -1,0 +1,97 @@
+"""How far a running stage is: counters in, a percentage and one plain line out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+Stage = Literal["extract", "normalize", "load"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+SHORTEST_RATE = 0.1
+"""Seconds before a rate is told: over a shorter time it says nothing."""
+
+# What dlt counts in each stage: the counter that has a total, and the word for it.
+_UNITS: dict[Stage, tuple[str, str]] = {
+    "extract": ("Resources", "resources"),
+    "normalize": ("Files", "files"),
+    "load": ("Jobs", "jobs"),
+}
+
+
+@dataclass
+class StageProgress:
+    """Counters of one stage of one run.
+
+    Attributes:
+        stage: "extract", "normalize" or "load".
+        started: When the stage began, in seconds of the clock that `line` is asked with.
+        done: Resources, files or jobs that are finished.
+        total: How many there will be, as far as known; grows while dlt finds more.
+        rows: Rows written so far, dlt's own tables left out; stays 0 in load, where dlt counts jobs only.
+        failed: Jobs that failed.
+    """
+
+    stage: Stage
+    started: float
+    done: int = 0
+    total: int = 0
+    rows: int = 0
+    failed: int = 0
+    _percent: float = field(default=0.0, repr=False)
+    _opened: set[str] = field(default_factory=set[str], repr=False)
+    _is_own_state: bool = field(default=False, repr=False)
+
+    def open(self, step: str) -> None:
+        """Note that dlt opened a part of the stage: a source or a load package, by the name dlt gives it.
+
+        dlt opens each source a second time to extract its own pipeline state; that is no work of the user's.
+        """
+        self._is_own_state = self.stage == "extract" and step in self._opened
+        self._opened.add(step)
+
+    def update(
+        self,
+        name: str,
+        inc: int = 1,
+        total: int | None = None,
+        inc_total: int | None = None,
+        label: str | None = None,
+    ) -> None:
+        """Take one update as dlt sends it to a collector."""
+        if self._is_own_state:
+            return
+        counter, _ = _UNITS[self.stage]
+        if name != counter:
+            if not name.startswith("_dlt"):
+                self.rows += inc
+            return
+        if label == "Failed":
+            self.failed += inc
+            return
+        if label is not None:
+            return
+        self.done += inc
+        self.total += (total or 0) + (inc_total or 0)
+
+    @property
+    def percent(self) -> float:
+        """Share of the work that is done, 0 to 100; never lower than it was told before."""
+        if self.total > 0:
+            self._percent = max(self._percent, min(100.0, 100.0 * self.done / self.total))
+        return self._percent
+
+    def line(self, now: float) -> str:
+        """Say in one plain line how far the stage is.
+
+        For example "extract · 3 of 5 resources · 212,400 rows · 41,000 rows/s".
+        """
+        _, unit = _UNITS[self.stage]
+        parts = [self.stage, f"{self.done:,} of {max(self.total, self.done):,} {unit}"]
+        if self.rows:
+            parts.append(f"{self.rows:,} rows")
+            if (seconds := now - self.started) >= SHORTEST_RATE:
+                parts.append(f"{self.rows / seconds:,.0f} rows/s")
+        if self.failed:
+            parts.append(f"{self.failed:,} failed")
+        return " · ".join(parts)

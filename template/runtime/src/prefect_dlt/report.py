@@ -1,0 +1,258 @@
+"""What a run did, as data, and what a report says about it, as text; no Prefect, no input or output."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from dlt.common.pipeline import ExtractInfo, LoadInfo, NormalizeInfo, SupportsPipeline
+from dlt.pipeline.trace import PipelineStepTrace, PipelineTrace
+
+from prefect_dlt.progress import STAGES
+from prefect_dlt.redact import redact
+from prefect_dlt.schema_changes import SchemaChanges
+
+LONGEST_TABLE = 50
+"""Rows of a table in a report; a longer one is cut and says so."""
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One destination table of a run.
+
+    Attributes:
+        name: Name of the table in the destination.
+        rows: Rows that were normalised into it.
+        seconds: Time spent on it, writing it in extract and normalize and loading it; stages of other tables that ran
+            meanwhile are not counted.
+    """
+
+    name: str
+    rows: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One stage of a run: its name, how often it was tried, its state, and its time in seconds."""
+
+    name: str
+    tries: int
+    state: str
+    seconds: float
+
+
+@dataclass
+class RunRecord:
+    """What is known of one run, from its beginning until its report.
+
+    Attributes:
+        pipeline_name: Name of the pipeline.
+        destination: Name of the destination, and its type where that differs.
+        dataset_name: Where the tables are.
+        settings: How it runs, under the runner: names and values as text.
+        started_at: When it began.
+        finished_at: When it ended; None while it runs.
+        error: What ended it, if something did.
+        failures: What ended each attempt that was followed by another.
+        schema_changes: Schema name to the tables and columns that appeared or changed.
+        secrets: Values that no report may hold.
+    """
+
+    pipeline_name: str
+    destination: str
+    dataset_name: str
+    settings: Mapping[str, str]
+    started_at: datetime
+    finished_at: datetime | None = None
+    error: BaseException | None = None
+    failures: list[BaseException] = field(default_factory=list[BaseException])
+    schema_changes: dict[str, SchemaChanges] = field(default_factory=dict[str, SchemaChanges])
+    secrets: set[str] = field(default_factory=set[str], repr=False)
+    _steps: dict[str, PipelineStepTrace] = field(default_factory=dict[str, PipelineStepTrace], repr=False)
+
+    @classmethod
+    def of(cls, pipeline: SupportsPipeline, settings: Mapping[str, str]) -> RunRecord:
+        """Begin the record of a run of this pipeline."""
+        destination = pipeline.destination
+        named = destination.destination_name if destination else "none"
+        kind = destination.destination_type.rpartition(".")[2] if destination else named
+        return cls(
+            pipeline_name=pipeline.pipeline_name,
+            destination=named if named == kind else f"{named} ({kind})",
+            dataset_name=pipeline.dataset_name or "",
+            settings=settings,
+            started_at=_now(),
+        )
+
+    def add_trace(self, trace: PipelineTrace | None) -> None:
+        """Take the steps of a trace.
+
+        dlt merges traces, so steps that are known, or older than the run, are passed over.
+        """
+        for step in trace.steps if trace else ():
+            if step.started_at >= self.started_at:
+                self._steps.setdefault(step.span_id, step)
+
+    def note_schema_changes(self, schema_name: str, changes: SchemaChanges) -> None:
+        """Add what a step changed in a schema."""
+        known = self.schema_changes.setdefault(schema_name, {})
+        for table, columns in changes.items():
+            known.setdefault(table, {}).update(columns)
+
+    def finish(self, error: BaseException | None) -> None:
+        """End the record."""
+        self.error = error
+        self.finished_at = _now()
+
+    @property
+    def seconds(self) -> float:
+        """How long the run took, or has taken so far, in seconds."""
+        return ((self.finished_at or _now()) - self.started_at).total_seconds()
+
+    @property
+    def attempts(self) -> int:
+        """Attempts made, the last one included."""
+        return len(self.failures) + 1
+
+    @property
+    def load_ids(self) -> list[str]:
+        """Load packages that were loaded."""
+        infos = [step.step_info for step in self._steps.values()]
+        ids = (load_id for info in infos if isinstance(info, LoadInfo) for load_id in info.loads_ids)
+        return list(dict.fromkeys(ids))
+
+    def stages(self) -> list[StageRow]:
+        """Return extract, normalize and load as far as they ran, in this order."""
+        rows: list[StageRow] = []
+        for stage in STAGES:
+            steps = [step for step in self._steps.values() if step.step == stage]
+            if steps:
+                state = "failed" if steps[-1].step_exception else "done"
+                rows.append(StageRow(stage, len(steps), state, sum(_seconds(step) for step in steps)))
+        return rows
+
+    def tables(self) -> list[TableRow]:
+        """Return the tables that the run wrote, dlt's own left out, most rows first."""
+        rows: dict[str, int] = {}
+        seconds: dict[str, float] = {}
+        seen: set[tuple[str, str]] = set()
+        for step in self._steps.values():
+            info = step.step_info
+            if not isinstance(info, ExtractInfo | NormalizeInfo | LoadInfo):
+                continue
+            for load_id, metrics in info.metrics.items():
+                # A repeated step tells of its package again.
+                if (step.step, load_id) in seen and not isinstance(info, LoadInfo):
+                    continue
+                seen.add((step.step, load_id))
+                for metric in metrics:
+                    _count(metric, isinstance(info, NormalizeInfo), rows, seconds)
+        tables = [
+            TableRow(name, count, seconds.get(name, 0.0)) for name, count in rows.items() if not name.startswith("_dlt")
+        ]
+        return sorted(tables, key=lambda row: (-row.rows, row.name))
+
+
+def summary(record: RunRecord) -> str:
+    """Return the page about a run that people open, as Markdown without any secret."""
+    tables = record.tables()
+    parts = [f"# {_code(record.pipeline_name)}: {_outcome(record)}", headline(record)]
+    if record.error is not None:
+        parts += ["## Error", _fence("".join(traceback.format_exception(record.error)))]
+    if stages := record.stages():
+        rows = [(row.name, row.state, str(row.tries), f"{row.seconds:,.1f}") for row in stages]
+        parts += ["## Stages", _table(("Stage", "State", "Tries", "Seconds"), rows, right=(2, 3))]
+    if tables:
+        rows = [(_code(row.name), f"{row.rows:,}", f"{row.seconds:,.1f}") for row in tables]
+        parts += ["## Tables", _table(("Table", "Rows", "Seconds"), rows, right=(1, 2))]
+    if record.schema_changes:
+        rows = [
+            (_code(table), _code(column), str(hints.get("data_type") or "not known yet"))
+            for changes in record.schema_changes.values()
+            for table, columns in changes.items()
+            for column, hints in columns.items()
+        ]
+        parts += ["## Schema changes", _table(("Table", "Column", "Type"), rows)]
+    if record.failures:
+        rows = [(str(number), _one_line(error)) for number, error in enumerate(record.failures, 1)]
+        parts += ["## Failed attempts", _table(("Attempt", "Error"), rows, right=(0,))]
+    facts = {
+        "Destination": record.destination,
+        "Dataset": record.dataset_name,
+        "Load packages": ", ".join(record.load_ids) or "none",
+        **record.settings,
+    }
+    parts += ["## Run", _table(("", ""), [(name, _code(value)) for name, value in facts.items()])]
+    return redact("\n\n".join(parts), record.secrets) + "\n"
+
+
+def headline(record: RunRecord) -> str:
+    """Return what a run did in one plain line."""
+    tables = record.tables()
+    rows = sum(row.rows for row in tables)
+    parts = [f"{rows:,} rows", f"{len(tables):,} tables", f"{record.seconds:,.1f} s"]
+    if record.failures:
+        parts.append(f"{record.attempts} attempts")
+    return f"{_outcome(record).capitalize()} · " + " · ".join(parts)
+
+
+def text_table(tables: Sequence[TableRow]) -> str:
+    """Return the tables of a run as plain text for a terminal: table, rows, seconds."""
+    rows = [("table", "rows", "seconds")]
+    rows += [(row.name, f"{row.rows:,}", f"{row.seconds:,.1f}") for row in tables]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [f"{name:<{widths[0]}}  {count:>{widths[1]}}  {seconds:>{widths[2]}}" for name, count, seconds in rows]
+    return "\n".join(lines)
+
+
+def _outcome(record: RunRecord) -> str:
+    if record.finished_at is None:
+        return "running"
+    return "loaded" if record.error is None else "failed"
+
+
+def _count(metric: Mapping[str, Any], is_normalize: bool, rows: dict[str, int], seconds: dict[str, float]) -> None:
+    for name, written in metric.get("table_metrics", {}).items():
+        seconds[name] = seconds.get(name, 0.0) + max(0.0, written.last_modified - written.created)
+        if is_normalize:
+            rows[name] = rows.get(name, 0) + written.items_count
+    for job in metric.get("job_metrics", {}).values():
+        if getattr(job, "finished_at", None) and getattr(job, "started_at", None):
+            took = (job.finished_at - job.started_at).total_seconds()
+            seconds[job.table_name] = seconds.get(job.table_name, 0.0) + took
+
+
+def _seconds(step: PipelineStepTrace) -> float:
+    return (step.finished_at - step.started_at).total_seconds() if step.finished_at else 0.0
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:300].replace("|", "\\|")
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    rule = ["---:" if column in right else "---" for column in range(len(header))]
+    lines = [" | ".join(cells) for cells in (header, rule, *rows[:LONGEST_TABLE])]
+    table = "\n".join(f"| {line} |" for line in lines)
+    if (more := len(rows) - LONGEST_TABLE) > 0:
+        table += f"\n\n… and {more:,} more."
+    return table
+
+
+def _code(text: str) -> str:
+    # A table cell ends at a bar, and code at a backtick.
+    return "`" + text.replace("`", "'").replace("|", "\\|").replace("\n", " ") + "`" if text else ""
+
+
+def _fence(text: str) -> str:
+    fence = "`" * max(3, max((len(run) for run in text.split() if set(run) == {"`"}), default=0) + 1)
+    return f"{fence}text\n{text.rstrip()}\n{fence}"
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)

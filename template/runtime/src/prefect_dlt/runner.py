@@ -1,0 +1,219 @@
+"""Run a pipeline so that a retry redoes only the steps that failed, and nothing that was extracted is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dlt.common.pipeline import LoadInfo
+from dlt.pipeline.pipeline import Pipeline
+from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
+
+from prefect_dlt.callbacks import CallbackCollector
+from prefect_dlt.errors import ConfigurationError, PendingDataError
+from prefect_dlt.report import RunRecord
+from prefect_dlt.retry import check_steps, is_exhausted, no_retry, worth_retrying
+from prefect_dlt.traces import TraceStore
+
+logger = logging.getLogger("prefect_dlt")
+
+
+def runner(
+    pipeline: Pipeline,
+    *,
+    retry_policy: Retrying | None = None,
+    retry_pipeline_steps: Sequence[str] = ("load",),
+    store_trace_info: bool | Pipeline = False,
+    run_from_clean_folder: bool = False,
+) -> PipelineRunner:
+    """Return a runner for a pipeline; its `run` takes what `pipeline.run` takes.
+
+    Args:
+        pipeline: The pipeline to run.
+        retry_policy: How often and with which pauses a failed attempt is made again: any tenacity policy; one attempt
+            by default. What is worth retrying is decided by `prefect_dlt.retry.worth_retrying` besides.
+        retry_pipeline_steps: Steps that may be made again, of "extract", "normalize" and "load".
+        store_trace_info: Whether to store a trace after every attempt, in table `<pipeline>_trace` by a pipeline of
+            its own, `_trace_<pipeline>`; or the pipeline to store it with.
+        run_from_clean_folder: Whether to drop the working directory and restore state and schemas from the destination
+            before the run.
+
+    Raises:
+        ConfigurationError: If an argument has a value that cannot work.
+    """
+    return PipelineRunner(
+        pipeline,
+        retry_policy=retry_policy or no_retry(),
+        retry_pipeline_steps=retry_pipeline_steps,
+        store_trace_info=store_trace_info,
+        run_from_clean_folder=run_from_clean_folder,
+    )
+
+
+class PipelineRunner:
+    """Runs one pipeline; made by `runner`.
+
+    Attributes:
+        record: What the latest run did; None before the first.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        *,
+        retry_policy: Retrying,
+        retry_pipeline_steps: Sequence[str],
+        store_trace_info: bool | Pipeline,
+        run_from_clean_folder: bool,
+    ) -> None:
+        if not isinstance(pipeline, Pipeline):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError("pipeline", pipeline, "give what dlt.pipeline() returns")
+        if not isinstance(retry_policy, Retrying) or isinstance(retry_policy, AsyncRetrying):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError("retry_policy", retry_policy, "give a tenacity.Retrying")
+        self.pipeline = pipeline
+        self.record: RunRecord | None = None
+        self._policy = retry_policy
+        self._steps = check_steps(retry_pipeline_steps)
+        self._trace_store = TraceStore.of(pipeline, store_trace_info)
+        self._clean_folder = run_from_clean_folder
+
+    def run(self, data: Any = None, **run_options: Any) -> LoadInfo | None:
+        """Load what an earlier run left behind, then run the pipeline with the data.
+
+        Args:
+            data: What `pipeline.run` takes, a dlt source for example; None loads only what is pending.
+            **run_options: What else `pipeline.run` takes.
+
+        Returns:
+            What `pipeline.run` returns: the `LoadInfo`, or None when there was nothing to load.
+
+        Raises:
+            PendingDataError: If a clean folder is asked for while data waits in it.
+        """
+        self.record = RunRecord.of(self.pipeline, self._settings())
+        collector = self.pipeline.collector
+        scope = (
+            collector.whole_run(self.pipeline, self.record.settings)
+            if isinstance(collector, CallbackCollector)
+            else contextlib.nullcontext()
+        )
+        try:
+            with scope:
+                info = self._run(data, run_options)
+        except BaseException as error:
+            self.record.finish(error)
+            raise
+        self.record.finish(None)
+        return info
+
+    def finalize(self) -> LoadInfo | None:
+        """Load only what an earlier run left behind; None when there was nothing."""
+        return self.run(None)
+
+    def _run(self, data: Any, run_options: dict[str, Any]) -> LoadInfo | None:
+        info = None
+        if self._clean_folder:
+            self._clean()
+        if self.pipeline.has_pending_data:
+            logger.info("Pipeline %r has data of an earlier run, which is loaded first", self.pipeline.pipeline_name)
+            info = self._attempt(self._load_pending)
+        if data is None:
+            return info
+        attempts = 0
+
+        def load() -> LoadInfo | None:
+            nonlocal attempts
+            attempts += 1
+            # What an earlier attempt has extracted is not extracted again. The first attempt leaves nothing pending
+            # unless extract succeeded, and before it everything pending has been loaded.
+            if attempts > 1 and self.pipeline.has_pending_data:
+                return self._load_pending()
+            return self.pipeline.run(data, **run_options)
+
+        return self._attempt(load)
+
+    def _load_pending(self) -> LoadInfo | None:
+        # Not run(): on a dataset that does not exist yet it wipes the working directory, pending packages included,
+        # and it returns without loading the data that it was given.
+        self.pipeline.activate()
+        if self.pipeline.list_extracted_load_packages():
+            self.pipeline.normalize()
+        return self.pipeline.load()
+
+    def _attempt(self, act: Callable[[], LoadInfo | None]) -> LoadInfo | None:
+        first_error: BaseException | None = None
+
+        def once() -> LoadInfo | None:
+            nonlocal first_error
+            try:
+                return act()
+            except BaseException as error:
+                first_error = first_error or error
+                raise
+            finally:
+                self._note_trace()
+
+        policy = self._policy.copy(
+            retry=self._policy.retry & retry_if_exception(worth_retrying(self._steps)),
+            before_sleep=self._before_sleep,
+            reraise=True,
+        )
+        try:
+            return policy(once)
+        except Exception as error:
+            # A generator cannot be read twice: the error of the second attempt would hide the one that matters.
+            if first_error is not None and first_error is not error and is_exhausted(error):
+                raise first_error from None
+            raise
+
+    def _before_sleep(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if error is None:
+            return
+        pause = state.next_action.sleep if state.next_action else 0.0
+        logger.warning(
+            "Attempt %d of pipeline %r failed with %s; the next one starts in %.1f s",
+            state.attempt_number,
+            self.pipeline.pipeline_name,
+            type(error).__name__,
+            pause,
+        )
+        if self.record is not None:
+            self.record.failures.append(error)
+        collector = self.pipeline.collector
+        if isinstance(collector, CallbackCollector):
+            collector.retry(self.pipeline, state.attempt_number, self._is_last(state), error)
+        if self._policy.before_sleep is not None:
+            self._policy.before_sleep(state)
+
+    def _is_last(self, state: RetryCallState) -> bool:
+        following = RetryCallState(state.retry_object, state.fn, state.args, state.kwargs)
+        following.attempt_number = state.attempt_number + 1
+        following.start_time, following.outcome_timestamp = state.start_time, state.outcome_timestamp
+        following.outcome = state.outcome
+        return bool(self._policy.stop(following))
+
+    def _note_trace(self) -> None:
+        trace = self.pipeline.last_trace
+        if self.record is not None:
+            self.record.add_trace(trace)
+        if trace is not None and self._trace_store is not None:
+            self._trace_store.store(trace, attempt=self.record.attempts if self.record else 1)
+
+    def _clean(self) -> None:
+        if self.pipeline.has_pending_data:
+            load_ids = (*self.pipeline.list_extracted_load_packages(), *self.pipeline.list_normalized_load_packages())
+            raise PendingDataError(self.pipeline.pipeline_name, self.pipeline.working_dir, tuple(load_ids))
+        self.pipeline.drop()
+        self.pipeline.sync_destination()
+
+    def _settings(self) -> dict[str, str]:
+        stop = type(self._policy.stop).__name__
+        limit = getattr(self._policy.stop, "max_attempt_number", None)
+        return {
+            "Retry policy": f"{limit} attempts" if limit is not None else stop,
+            "Steps retried": ", ".join(self._steps),
+            "Trace pipeline": self._trace_store.pipeline_name if self._trace_store else "none",
+        }

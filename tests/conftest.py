@@ -1,0 +1,35 @@
+"""What every test has: a machine of its own. No test reads or writes the home, the settings or the keys of a user."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Set before dlt or Prefect are imported, and handed to every process that a test starts.
+os.environ.update(
+    DO_NOT_TRACK="1",
+    PREFECT_LOGGING_LEVEL="INFO",
+    PREFECT_SERVER_ANALYTICS_ENABLED="false",
+    RUNTIME__DLTHUB_TELEMETRY="false",
+)
+for name in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_PROFILE"):
+    os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A home of its own for Prefect, for the whole session."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The test's own folder is the current one, for relative paths, and where dlt keeps its data."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DLT_DATA_DIR", str(tmp_path / "dlt"))
+    return tmp_path

@@ -1,0 +1,213 @@
+"""The collector without Prefect: which callbacks come, in which order, and what one that fails costs."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dlt
+import pytest
+from dlt.pipeline.exceptions import PipelineStepFailed
+from dlt.pipeline.pipeline import Pipeline
+from tenacity import Retrying, stop_after_attempt
+
+from prefect_dlt import CallbackCollector, runner
+from tests.runtime.conftest import count
+from tests.runtime.sources import shop
+
+
+class Recorder(CallbackCollector):
+    """Writes down every callback but `on_log`."""
+
+    def __init__(self) -> None:
+        super().__init__(logger=io.StringIO())
+        self.calls: list[str] = []
+        self.errors: list[BaseException | None] = []
+        self.changes: dict[str, Any] = {}
+
+    def on_before(self, pipeline: Any) -> None:
+        self.calls.append("on_before")
+
+    def on_after(self, pipeline: Any, trace: Any, exception: BaseException | None) -> None:
+        self.calls.append("on_after")
+        self.errors.append(exception)
+
+    def on_retry(self, pipeline: Any, trace: Any, retry_attempt: int, last_attempt: bool, exception: Any) -> None:
+        self.calls.append(f"on_retry {retry_attempt}")
+
+    def before_extract(self, pipeline: Any, trace: Any) -> None:
+        self.calls.append("before_extract")
+
+    def after_extract(self, pipeline: Any, trace: Any) -> None:
+        self.calls.append("after_extract")
+
+    def before_normalize(self, pipeline: Any, trace: Any) -> None:
+        self.calls.append("before_normalize")
+
+    def after_normalize(self, pipeline: Any, trace: Any) -> None:
+        self.calls.append("after_normalize")
+
+    def before_load(self, pipeline: Any, trace: Any) -> None:
+        self.calls.append("before_load")
+
+    def after_load(self, pipeline: Any, trace: Any) -> None:
+        self.calls.append("after_load")
+
+    def on_schema_change(self, pipeline: Any, trace: Any, schema_name: str, changes: Any) -> None:
+        self.calls.append(f"on_schema_change {schema_name}")
+        for table, columns in changes.items():
+            self.changes.setdefault(table, {}).update(columns)
+
+
+STEPS = [
+    "before_extract",
+    "after_extract",
+    "before_normalize",
+    "on_schema_change shop",
+    "after_normalize",
+    "before_load",
+    "after_load",
+]
+
+
+def test_a_plain_run_calls_back_once_around_it_and_around_each_step(pipeline: Callable[..., Pipeline]) -> None:
+    collector = Recorder()
+
+    pipeline(progress=collector).run(shop())
+
+    assert collector.calls == ["on_before", *STEPS, "on_after"]
+    assert collector.errors == [None]
+
+
+def test_the_runner_calls_back_once_around_all_that_it_does(
+    pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector = Recorder()
+    shop_pipeline = pipeline(progress=collector)
+    client = type(shop_pipeline.destination_client())
+    original = client.update_stored_schema
+    failures = [ConnectionError("asleep")]
+
+    def update_stored_schema(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(client, "update_stored_schema", update_stored_schema)
+
+    runner(shop_pipeline, retry_policy=Retrying(stop=stop_after_attempt(2), reraise=True)).run(shop())
+
+    assert collector.calls == ["on_before", *STEPS, "on_retry 1", "before_load", "after_load", "on_after"]
+    assert collector.errors == [None]
+
+
+def test_a_schema_change_names_the_tables_and_columns_that_are_new(pipeline: Callable[..., Pipeline]) -> None:
+    collector = Recorder()
+    shop_pipeline = pipeline(progress=collector)
+    shop_pipeline.run([{"id": 1}], table_name="orders")
+    collector.changes.clear()
+
+    shop_pipeline.run([{"id": 2, "note": "gift"}], table_name="orders")
+
+    assert {table: {name: column["data_type"] for name, column in columns.items()} for table, columns in collector.changes.items()} == {
+        "orders": {"note": "text"}
+    }
+
+
+def test_a_failed_run_hands_its_error_to_on_after(pipeline: Callable[..., Pipeline]) -> None:
+    @dlt.resource
+    def orders() -> Iterator[Any]:
+        raise ConnectionError("asleep")
+        yield
+
+    collector = Recorder()
+    with pytest.raises(PipelineStepFailed) as raised:
+        pipeline(progress=collector).run(orders)
+
+    assert collector.errors == [raised.value]
+
+
+def test_a_run_inside_an_except_block_is_no_failed_run(pipeline: Callable[..., Pipeline]) -> None:
+    collector = Recorder()
+    try:
+        raise ValueError("of the user's own")
+    except ValueError:
+        pipeline(progress=collector).run(shop())
+
+    assert collector.errors == [None]
+
+
+def test_a_callback_that_raises_costs_neither_the_run_nor_the_next_callback(
+    pipeline: Callable[..., Pipeline], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Recorder):
+        def on_before(self, pipeline: Any) -> None:
+            raise RuntimeError("the pager is down")
+
+        def on_log(self) -> None:
+            raise RuntimeError("the disk is full")
+
+    collector = Broken()
+    shop_pipeline = pipeline(progress=collector)
+    shop_pipeline.run(shop())
+
+    assert collector.calls == [*STEPS, "on_after"]
+    assert count(shop_pipeline, "orders") == 2
+    record = next(record for record in caplog.records if "on_before" in record.getMessage())
+    assert record.exc_info is not None
+    assert "the pager is down" in str(record.exc_info[1])
+
+
+def test_progress_is_logged_at_most_once_a_period_and_when_a_stage_ends(pipeline: Callable[..., Pipeline]) -> None:
+    now = 0.0
+    stream = io.StringIO()
+
+    @dlt.resource
+    def orders() -> Iterator[Any]:
+        nonlocal now
+        for second in (0.0, 4.0, 8.0, 12.0):
+            now = second
+            yield [{"id": second}]
+
+    collector = CallbackCollector(10.0, logger=stream, clock=lambda: now)
+    pipeline(progress=collector).run(orders)
+
+    lines = [line for line in stream.getvalue().splitlines() if line.startswith("extract")]
+    assert lines == [
+        "extract · 0 of 1 resources",
+        "extract · 0 of 1 resources · 4 rows · 0 rows/s",
+        "extract · 1 of 1 resources · 4 rows · 0 rows/s",
+    ]
+
+
+def test_progress_goes_to_a_logger_of_the_users(
+    pipeline: Callable[..., Pipeline], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="mine")
+
+    pipeline(progress=CallbackCollector(logger=logging.getLogger("mine"), log_level=logging.DEBUG)).run(shop())
+
+    lines = [record.getMessage() for record in caplog.records if record.name == "mine"]
+    assert "load · 5 of 5 jobs" in lines
+
+
+def test_a_copied_collector_keeps_its_settings_and_shares_no_run() -> None:
+    collector = Recorder()
+    collector.log_period = 7.0
+
+    twin = copy.deepcopy(collector)
+
+    assert isinstance(twin, Recorder)
+    assert twin.log_period == 7.0
+
+
+def test_a_collector_survives_dlts_own_copy_of_a_pipeline(pipeline: Callable[..., Pipeline]) -> None:
+    other = pipeline(progress=Recorder()).drop(pipeline_name="other")
+
+    other.run(shop())
+
+    assert isinstance(other.collector, Recorder)
+    assert count(other, "orders") == 2

@@ -1,0 +1,213 @@
+"""Flows and tasks made from pipelines and sources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dlt
+import pytest
+from dlt.pipeline.exceptions import PipelineStepFailed
+from dlt.pipeline.pipeline import Pipeline
+from prefect import flow
+from tenacity import Retrying, stop_after_attempt
+
+from prefect_dlt import create_run_pipeline_flow, create_run_pipeline_task
+from prefect_dlt.errors import ComponentsFailedError, ConfigurationError, NotASourceError, UnknownResourcesError
+from tests.runtime.conftest import count
+from tests.runtime.sources import shop
+
+pytestmark = pytest.mark.usefixtures("prefect_api")
+
+MODES = ["none", "sequential", "parallel"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_loads_every_table_once(pipeline: Callable[..., Pipeline], mode: Any) -> None:
+    load = create_run_pipeline_flow(pipeline, shop, decompose=mode, flow_name="load shop")
+
+    result = load()
+
+    assert {table: count(pipeline(), table) for table in ("orders", "orders__items", "customers", "greetings")} == {
+        "orders": 2,
+        "orders__items": 3,
+        "customers": 3,
+        "greetings": 3,
+    }
+    assert {table.name: table.rows for table in result.tables} == {
+        "orders": 2,
+        "orders__items": 3,
+        "customers": 3,
+        "greetings": 3,
+    }
+    assert str(result).splitlines()[0].split() == ["table", "rows", "seconds"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_named_resources_are_loaded_and_no_others(pipeline: Callable[..., Pipeline], mode: Any) -> None:
+    result = create_run_pipeline_flow(pipeline, shop, decompose=mode)(resources=["orders"])
+
+    assert {table.name for table in result.tables} == {"orders", "orders__items"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_unknown_resource_is_refused_before_anything_runs(pipeline: Callable[..., Pipeline], mode: Any) -> None:
+    load = create_run_pipeline_flow(pipeline, shop, decompose=mode)
+
+    with pytest.raises(UnknownResourcesError, match="no resource 'ordres'.*'orders'"):
+        load(resources=["ordres"])
+    assert not pipeline().has_pending_data
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_full_refresh_loads_anew_what_was_loaded_before(pipeline: Callable[..., Pipeline], mode: Any) -> None:
+    @dlt.source
+    def counter() -> Any:
+        @dlt.resource(primary_key="id")
+        def numbers(cursor: Any = dlt.sources.incremental("id")) -> Iterator[Any]:  # noqa: B008 - dlt's way
+            yield [{"id": number} for number in range(3)]
+
+        return numbers
+
+    load = create_run_pipeline_flow(pipeline, counter, decompose=mode)
+    load()
+    assert not load().tables
+
+    assert [(table.name, table.rows) for table in load(full_refresh=True).tables] == [("numbers", 3)]
+    assert count(pipeline(), "numbers") == 3
+
+
+def test_parts_have_pipelines_of_their_own_and_transformers_stay_with_their_source(
+    pipeline: Callable[..., Pipeline],
+) -> None:
+    result = create_run_pipeline_flow(pipeline, shop, decompose=True)()
+
+    assert [(part.name, part.pipeline_name) for part in result.components] == [
+        ("customers", "shop__customers"),
+        ("orders", "shop__orders"),
+    ]
+
+
+def test_a_part_that_fails_stops_no_other_and_is_finished_by_a_later_run(
+    pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_broken = True
+
+    @dlt.source
+    def fragile() -> Any:
+        @dlt.resource
+        def good() -> Iterator[Any]:
+            yield [{"id": 1}]
+
+        @dlt.resource
+        def bad() -> Iterator[Any]:
+            if is_broken:
+                raise ConnectionError("the line to mysql://ada:s3cret@db is dead")
+            yield [{"id": 1}]
+
+        return good, bad
+
+    load = create_run_pipeline_flow(pipeline, fragile, decompose=True, flow_name="load fragile")
+    with pytest.raises(ComponentsFailedError) as raised:
+        load()
+
+    assert set(raised.value.failures) == {"bad"}
+    assert raised.value.loaded == ("good",)
+    assert "is dead" in str(raised.value)
+    assert "s3cret" not in str(raised.value)
+    assert count(pipeline(), "good") == 1
+
+    is_broken = False
+    load(resources=["bad"])
+    assert count(pipeline(), "bad") == 1
+
+
+def test_a_whole_source_that_fails_raises_its_own_error(pipeline: Callable[..., Pipeline]) -> None:
+    @dlt.resource
+    def bad() -> Iterator[Any]:
+        raise ConnectionError("the line is dead")
+        yield
+
+    with pytest.raises(PipelineStepFailed, match="the line is dead"):
+        create_run_pipeline_flow(pipeline, bad)()
+
+
+def test_each_part_retries_by_itself(pipeline: Callable[..., Pipeline]) -> None:
+    calls: dict[str, int] = {}
+
+    @dlt.source
+    def fragile() -> Any:
+        def resource(name: str, failures: int) -> Any:
+            def rows() -> Iterator[Any]:
+                calls[name] = calls.get(name, 0) + 1
+                if calls[name] <= failures:
+                    raise ConnectionError("asleep")
+                yield [{"id": 1}]
+
+            return dlt.resource(rows, name=name)
+
+        return [resource("steady", 0), resource("shaky", 2)]
+
+    create_run_pipeline_flow(
+        pipeline,
+        fragile,
+        decompose=True,
+        retry_policy=Retrying(stop=stop_after_attempt(3), reraise=True),
+        retry_pipeline_steps=["extract", "normalize", "load"],
+    )()
+
+    assert calls == {"steady": 1, "shaky": 3}
+    assert count(pipeline(), "shaky") == 1
+
+
+def test_data_that_is_no_source_is_loaded_whole_and_not_taken_apart(pipeline: Callable[..., Pipeline]) -> None:
+    rows = [{"id": 1}, {"id": 2}]
+
+    result = create_run_pipeline_flow(pipeline, rows)(table_name="orders")
+
+    assert [(table.name, table.rows) for table in result.tables] == [("orders", 2)]
+    with pytest.raises(NotASourceError, match=r"@dlt\.source"):
+        create_run_pipeline_flow(pipeline, rows, decompose=True)(table_name="orders")
+
+
+def test_a_mode_that_does_not_exist_is_refused_when_the_flow_is_made(pipeline: Callable[..., Pipeline]) -> None:
+    with pytest.raises(ConfigurationError, match="'none', 'sequential', 'parallel'"):
+        create_run_pipeline_flow(pipeline, shop, decompose="serial")  # type: ignore[arg-type]
+
+
+def test_a_task_loads_and_returns_dlts_own_info(pipeline: Callable[..., Pipeline]) -> None:
+    load = create_run_pipeline_task(pipeline(), shop)
+
+    @flow
+    def main() -> Any:
+        return load.submit(resources=["orders"], write_disposition="replace").result()
+
+    info = main()
+
+    assert load.name == "load shop"
+    assert not info.has_failed_jobs
+    assert count(pipeline(), "orders") == 2
+
+
+def test_first_runs_of_many_parts_do_not_get_in_each_others_way(own_folder: Path) -> None:
+    def resource(name: str) -> Any:
+        return dlt.resource([{"id": number} for number in range(10)], name=name)
+
+    @dlt.source
+    def wide() -> Any:
+        return [resource(f"part_{number:02}") for number in range(16)]
+
+    for attempt in range(2):
+
+        def pipeline(attempt: int = attempt) -> Pipeline:
+            return dlt.pipeline(
+                "wide",
+                pipelines_dir=str(own_folder / f"pipelines_{attempt}"),
+                destination=dlt.destinations.duckdb(str(own_folder / f"wide_{attempt}.duckdb")),
+                dataset_name="wide_data",
+            )
+
+        result = create_run_pipeline_flow(pipeline, wide, decompose=True)()
+
+        assert [table.rows for table in result.tables] == [10] * 16

@@ -1,0 +1,285 @@
+"""What the runner promises, against real dlt and DuckDB; only the failures are made up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dlt
+import pytest
+from dlt.pipeline.exceptions import PipelineStepFailed
+from dlt.pipeline.pipeline import Pipeline
+from tenacity import AsyncRetrying, Retrying, stop_after_attempt
+
+from prefect_dlt import runner
+from prefect_dlt.errors import ConfigurationError, PendingDataError
+from tests.runtime.conftest import count
+from tests.runtime.sources import shop
+
+THREE = Retrying(stop=stop_after_attempt(3), reraise=True)
+ALL_STEPS = ["extract", "normalize", "load"]
+
+
+class Fails:
+    """Raises an error the first few times that it is called, and counts all calls."""
+
+    def __init__(self, error: BaseException, times: int) -> None:
+        self.error, self.times, self.calls = error, times, 0
+
+    def __call__(self) -> None:
+        self.calls += 1
+        if self.calls <= self.times:
+            raise self.error
+
+
+def failing_load(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, error: BaseException, times: int) -> Fails:
+    """Make the destination of a pipeline fail when a load begins to look at it."""
+    fails = Fails(error, times)
+    client = type(pipeline.destination_client())
+    original = client.update_stored_schema
+
+    def update_stored_schema(self: Any, *args: Any, **kwargs: Any) -> Any:
+        fails()
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(client, "update_stored_schema", update_stored_schema)
+    return fails
+
+
+def counted_rows(extractions: list[int]) -> Any:
+    @dlt.resource(name="orders")
+    def orders() -> Iterator[Any]:
+        extractions.append(1)
+        yield [{"id": 1}, {"id": 2}]
+
+    return orders
+
+
+def test_a_failed_load_is_retried_without_extracting_again(
+    pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractions: list[int] = []
+    shop_pipeline = pipeline()
+    fails = failing_load(shop_pipeline, monkeypatch, ConnectionError("asleep"), times=2)
+
+    info = runner(shop_pipeline, retry_policy=THREE).run(counted_rows(extractions))
+
+    assert fails.calls == 3
+    assert len(extractions) == 1
+    assert info is not None
+    assert not info.has_failed_jobs
+    assert count(shop_pipeline, "orders") == 2
+
+
+def test_what_extract_has_done_survives_the_end_of_the_process(
+    pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractions: list[int] = []
+    with monkeypatch.context() as patch:
+        first = pipeline()
+        failing_load(first, patch, ConnectionError("asleep"), times=99)
+        with pytest.raises(PipelineStepFailed):
+            runner(first).run(counted_rows(extractions))
+
+    # A new object knows no more than a new process does; the dataset does not exist yet.
+    again = pipeline()
+    runner(again).run([{"id": 3}], table_name="orders")
+
+    assert len(extractions) == 1
+    assert count(again, "orders") == 3
+
+
+def test_pending_data_is_finalised_on_its_own(
+    pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        first = pipeline()
+        failing_load(first, patch, ConnectionError("asleep"), times=99)
+        with pytest.raises(PipelineStepFailed):
+            runner(first).run(shop())
+
+    again = pipeline()
+    info = runner(again).finalize()
+
+    assert info is not None
+    assert not again.has_pending_data
+    assert count(again, "customers") == 3
+    assert runner(again).finalize() is None
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(1)])
+def test_a_request_to_stop_is_not_retried(
+    pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch, stop: BaseException
+) -> None:
+    shop_pipeline = pipeline()
+    fails = failing_load(shop_pipeline, monkeypatch, stop, times=99)
+
+    # dlt wraps Ctrl-C in its own error, and lets the others pass as they are.
+    with pytest.raises((PipelineStepFailed, type(stop))):
+        runner(shop_pipeline, retry_policy=THREE).run(shop())
+
+    assert fails.calls == 1
+    assert shop_pipeline.has_pending_data
+
+
+def test_a_step_that_is_not_named_is_not_retried(pipeline: Callable[..., Pipeline]) -> None:
+    fails = Fails(ConnectionError("asleep"), times=99)
+
+    @dlt.resource
+    def orders() -> Iterator[Any]:
+        fails()
+        yield [{"id": 1}]
+
+    with pytest.raises(PipelineStepFailed):
+        runner(pipeline(), retry_policy=THREE, retry_pipeline_steps=["load"]).run(orders)
+    assert fails.calls == 1
+
+
+def test_extract_is_retried_when_it_is_named(pipeline: Callable[..., Pipeline]) -> None:
+    fails = Fails(ConnectionError("asleep"), times=2)
+
+    @dlt.resource
+    def orders() -> Iterator[Any]:
+        fails()
+        yield [{"id": 1}]
+
+    shop_pipeline = pipeline()
+    runner(shop_pipeline, retry_policy=THREE, retry_pipeline_steps=ALL_STEPS).run(orders)
+
+    assert fails.calls == 3
+    assert count(shop_pipeline, "orders") == 1
+
+
+def test_a_generator_that_fails_once_reports_its_own_error(pipeline: Callable[..., Pipeline]) -> None:
+    def rows() -> Iterator[Any]:
+        yield {"id": 1}
+        raise ConnectionError("the line is dead")
+
+    with pytest.raises(PipelineStepFailed, match="the line is dead"):
+        runner(pipeline(), retry_policy=THREE, retry_pipeline_steps=ALL_STEPS).run(rows(), table_name="orders")
+
+
+def test_the_policy_of_the_user_keeps_its_own_before_sleep(
+    pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[int] = []
+    shop_pipeline = pipeline()
+    failing_load(shop_pipeline, monkeypatch, ConnectionError("asleep"), times=1)
+    policy = THREE.copy(before_sleep=lambda state: slept.append(state.attempt_number))
+
+    runner(shop_pipeline, retry_policy=policy).run(shop())
+
+    assert slept == [1]
+
+
+def test_a_trace_is_stored_for_each_attempt(
+    pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop_pipeline = pipeline()
+    attempts = Fails(ConnectionError("asleep"), times=1)
+
+    @dlt.resource
+    def orders() -> Iterator[Any]:
+        attempts()
+        yield [{"id": 1}]
+
+    runner(shop_pipeline, retry_policy=THREE, retry_pipeline_steps=ALL_STEPS, store_trace_info=True).run(orders)
+
+    with shop_pipeline.sql_client() as client:
+        table = client.make_qualified_table_name("shop_trace")
+        stored = client.execute_sql(f"SELECT DISTINCT attempt FROM {table} ORDER BY attempt")
+    assert [attempt for (attempt,) in stored or ()] == [1, 2]
+    assert count(shop_pipeline, "orders") == 1
+    assert dlt.current.pipeline().pipeline_name == "shop"
+
+
+def test_a_trace_that_cannot_be_stored_is_kept_as_a_file(pipeline: Callable[..., Pipeline]) -> None:
+    @dlt.destination
+    def broken(items: Any, table: Any) -> None:
+        raise ConnectionError("asleep")
+
+    shop_pipeline = pipeline()
+    elsewhere = dlt.pipeline("traces", pipelines_dir=shop_pipeline.pipelines_dir, destination=broken)
+
+    runner(shop_pipeline, store_trace_info=elsewhere).run(shop())
+
+    (kept,) = (Path(shop_pipeline.working_dir) / "traces").glob("*_attempt_1_trace.json")
+    assert json.loads(kept.read_text(encoding="utf-8"))
+    assert count(shop_pipeline, "orders") == 2
+
+
+def test_a_clean_folder_restores_the_state_from_the_destination(pipeline: Callable[..., Pipeline]) -> None:
+    cursors: list[Any] = []
+
+    @dlt.resource(primary_key="id")
+    def orders(cursor: Any = dlt.sources.incremental("id")) -> Iterator[Any]:  # noqa: B008 - dlt's way
+        cursors.append(cursor.last_value)
+        yield [{"id": 1}, {"id": 2}]
+
+    shop_pipeline = pipeline()
+    runner(shop_pipeline).run(orders)
+    marker = Path(shop_pipeline.working_dir) / "left-behind"
+    marker.touch()
+
+    runner(shop_pipeline, run_from_clean_folder=True).run(orders)
+
+    assert not marker.exists()
+    assert cursors == [None, 2]
+    assert count(shop_pipeline, "orders") == 2
+
+
+def test_a_clean_folder_is_refused_while_data_is_pending(
+    pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop_pipeline = pipeline()
+    failing_load(shop_pipeline, monkeypatch, ConnectionError("asleep"), times=1)
+    with pytest.raises(PipelineStepFailed):
+        runner(shop_pipeline).run(shop())
+
+    with pytest.raises(PendingDataError, match="not loaded yet"):
+        runner(shop_pipeline, run_from_clean_folder=True).run(shop())
+    assert shop_pipeline.has_pending_data
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"retry_policy": 3}, "tenacity"),
+        ({"retry_policy": AsyncRetrying()}, "tenacity"),
+        ({"retry_pipeline_steps": "load"}, "list of 'extract', 'normalize', 'load'"),
+        ({"retry_pipeline_steps": ["lod"]}, "list of 'extract', 'normalize', 'load'"),
+    ],
+)
+def test_a_wrong_argument_is_refused_at_once(
+    pipeline: Callable[..., Pipeline], arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        runner(pipeline(), **arguments)
+
+
+def test_something_that_is_no_pipeline_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"dlt\.pipeline"):
+        runner("shop")  # type: ignore[arg-type]
+
+
+def test_the_record_tells_of_tables_attempts_and_load_ids(
+    pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop_pipeline = pipeline()
+    failing_load(shop_pipeline, monkeypatch, ConnectionError("asleep"), times=1)
+
+    run = runner(shop_pipeline, retry_policy=THREE)
+    info = run.run(shop())
+
+    assert run.record is not None
+    assert info is not None
+    assert run.record.attempts == 2
+    assert run.record.load_ids == info.loads_ids
+    assert [(table.name, table.rows) for table in run.record.tables()] == [
+        ("customers", 3),
+        ("greetings", 3),
+        ("orders__items", 3),
+        ("orders", 2),
+    ]

@@ -1,0 +1,156 @@
+"""Generated projects at work: a Prefect server, a work pool, a worker, and deployments that run to the end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from uuid import UUID
+
+import duckdb
+import psycopg2
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from tests.template.conftest import Generate
+from tests.template.databases import shop_database
+from tests.template.services import running
+
+FLIGHTS = {"flights": 336_776, "airlines": 16, "airports": 1_458, "planes": 3_322, "weather": 26_115}
+
+
+class Project:
+    """A generated project with an environment of its own, that reports to a server."""
+
+    def __init__(self, folder: Path, api: str, home: Path, **variables: str) -> None:
+        kept = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
+        own = {"PREFECT_API_URL": api, "PREFECT_HOME": str(home / ".prefect"), "DLT_DATA_DIR": str(home / "dlt")}
+        self.folder = folder
+        self.environment = {**kept, **own, **variables}
+        self.uv("sync", "--no-dev", "--python", sys.executable)
+
+    def uv(self, *arguments: str) -> str:
+        """Run uv in the project, as a user would; return what it printed."""
+        done = subprocess.run(
+            ["uv", *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert done.returncode == 0, f"uv {' '.join(arguments)}\n{done.stdout}"
+        return done.stdout
+
+    def prefect(self, *arguments: str) -> str:
+        """Run Prefect's command line in the project."""
+        return self.uv("run", "--no-sync", "prefect", *arguments)
+
+
+def deploy_and_run(project: Project, name: str, client: SyncPrefectClient) -> FlowRun:
+    """Make the work pool, deploy everything, and have a worker run the deployment once; return the finished run."""
+    project.prefect("work-pool", "create", "--type", "process", f"pool-{name}")
+    project.prefect("--no-prompt", "deploy", "--all")
+    worker = ["uv", "run", "--no-sync", "prefect", "worker", "start", "--pool", f"pool-{name}"]
+    log = project.folder.parent / "worker.log"
+    with running(worker, log, cwd=project.folder, env={**project.environment, "PREFECT_WORKER_QUERY_SECONDS": "1"}):
+        # --watch ends with the run, with an error when it failed.
+        try:
+            project.prefect("deployment", "run", f"{name}/load", "--watch", "--watch-interval", "1")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{log.read_text(errors='replace')}") from None
+    (run,) = client.read_flow_runs(limit=1, sort="START_TIME_DESC")  # type: ignore[arg-type]
+    assert run.state is not None
+    assert run.state.is_completed(), run.state
+    return run
+
+
+def artifact_keys(client: SyncPrefectClient, flow_run_id: UUID) -> set[str]:
+    """Return the keys of the artifacts of a flow run."""
+    filters = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
+    return {str(artifact.key) for artifact in client.read_artifacts(artifact_filter=filters)}
+
+
+def log_lines(client: SyncPrefectClient, flow_run_id: UUID, logger: str) -> list[str]:
+    """Return what a logger wrote in a flow run."""
+    lines = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id])), limit=200)
+    return [line.message for line in lines if line.name == logger]
+
+
+@pytest.fixture
+def client(prefect_server: str) -> SyncPrefectClient:
+    with temporary_settings({PREFECT_API_URL: prefect_server}):
+        return get_client(sync_client=True)
+
+
+def test_the_demo_is_deployed_and_runs_in_a_worker(
+    generate: Generate, tmp_path: Path, prefect_server: str, client: SyncPrefectClient
+) -> None:
+    project = Project(generate(project_name="flights", source="demo"), prefect_server, tmp_path / "home")
+
+    run = deploy_and_run(project, "flights", client)
+
+    with duckdb.connect(str(project.folder / "data" / "local-warehouse.duckdb"), read_only=True) as connection:
+        counts = {table: connection.execute(f"SELECT count(*) FROM flights.{table}").fetchone() for table in FLIGHTS}
+    assert {table: found[0] for table, found in counts.items() if found} == FLIGHTS
+    assert artifact_keys(client, run.id) == {
+        "flights-extract",
+        "flights-normalize",
+        "flights-load",
+        "flights-summary",
+    }
+    assert any("nycflights" in line or "flights" in line for line in log_lines(client, run.id, "dlt"))
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "decompose"),
+    [("sqlite", "duckdb", "sequential"), ("postgres", "postgres", "parallel")],
+)
+def test_a_database_is_loaded_by_a_deployment(
+    generate: Generate,
+    tmp_path: Path,
+    prefect_server: str,
+    client: SyncPrefectClient,
+    make_database: Callable[[str], str],
+    source: str,
+    destination: str,
+    decompose: str,
+) -> None:
+    name = f"{source}-{destination}"
+    address = shop_database(source, tmp_path, make_database, f"source-of-{name}")
+    warehouse = make_database(f"warehouse-of-{name}")
+    folder = generate(project_name=name, source="sql_database", destination=destination, decompose=decompose)
+    project = Project(
+        folder,
+        prefect_server,
+        tmp_path / "home",
+        SOURCES__SQL_DATABASE__CREDENTIALS=address,
+        DESTINATION__POSTGRES__CREDENTIALS=warehouse,
+    )
+
+    run = deploy_and_run(project, name, client)
+
+    dataset = name.replace("-", "_")
+    counts = f"SELECT (SELECT count(*) FROM {dataset}.items), (SELECT count(*) FROM {dataset}.orders)"
+    if destination == "duckdb":
+        with duckdb.connect(str(folder / "data" / "local-warehouse.duckdb"), read_only=True) as connection:
+            found = connection.execute(counts).fetchone()
+    else:
+        with psycopg2.connect(warehouse) as connection, connection.cursor() as cursor:
+            cursor.execute(counts)
+            found = cursor.fetchone()
+    assert found == (3, 1000)
+    assert len(artifact_keys(client, run.id)) == 4 * (2 if decompose == "parallel" else 1)
+    assert log_lines(client, run.id, "dlt")
