@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 import webbrowser
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -52,6 +52,7 @@ SETTINGS = {
     "PYTHONUNBUFFERED": "1",
 }
 SERVER_START_SECONDS = 90
+STOP_SECONDS = 20
 
 
 class DemoError(Exception):
@@ -79,17 +80,26 @@ def run(*command: str | Path, folder: Path = PROJECT, lock: int | None = None) -
         folder: The folder it runs in.
         lock: A file descriptor that the program keeps open for as long as it lives.
     """
-    kept_open = () if lock is None else (lock,)
-    with subprocess.Popen(command, cwd=folder, env=environment(), pass_fds=kept_open) as program:
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment(),
+        pass_fds=() if lock is None else (lock,),
+        stdin=subprocess.DEVNULL,
+        # Ctrl-C in a terminal would end the flow's Prefect server before the flow has told it anything.
+        start_new_session=True,
+    ) as program:
         try:
             return program.wait()
-        except KeyboardInterrupt:
-            # Ctrl-C in a terminal reaches the program as well: give it the time to end by itself.
-            program.wait()
-            raise
         except BaseException:
-            program.terminate()
+            program.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):  # a second Ctrl-C means now
+                program.wait(STOP_SECONDS)
             raise
+        finally:
+            # A flow that was killed leaves its Prefect server behind.
+            with suppress(ProcessLookupError):
+                os.killpg(program.pid, signal.SIGKILL)
 
 
 def git(*arguments: str, folder: Path) -> str | None:
@@ -250,7 +260,8 @@ def main() -> int:
     """Run one of the two commands; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=("load", "ui"))
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
     try:
         {"load": load, "ui": show_ui}[parser.parse_args().command]()
     except DemoError as error:

@@ -30,7 +30,10 @@ def count_rows(database: Path, dataset: str) -> dict[str, int]:
 def main(report: Path) -> None:
     """Run the flow and write the report."""
     project: Any = importlib.import_module("flows.load")
-    loaded = {table.name: table for table in project.load().tables}
+    try:
+        loaded = {table.name: table for table in project.load().tables}
+    except (Exception, KeyboardInterrupt):  # noqa: BLE001 - Prefect has logged what happened
+        sys.exit(1)
     (database,) = Path.cwd().glob("data/*.duckdb")
     rows = count_rows(database, project.build_pipeline().dataset_name)
     tables = [
