@@ -16,14 +16,19 @@ Decompose = Literal["none", "sequential", "parallel"]
 LONGEST_NAME = 64
 """Characters of a derived pipeline name, so that the identifiers made of it fit everywhere."""
 
+_DIGITS = 8
+_PLAIN_PIPELINE = re.compile(r"[a-zA-Z0-9_]+")
+# No two underscores in a row, so that the last two in a derived name are where it parts; and no digest.
+_PLAIN_COMPONENT = re.compile(rf"(?![0-9a-f]{{{_DIGITS}}}$)[a-z0-9]+(?:_[a-z0-9]+)*_?")
+
 
 @dataclass(frozen=True)
 class Component:
     """Resources of a source that are loaded together.
 
     Attributes:
-        name: The resource that the others hang on; the only one, mostly.
-        resources: All of them, in alphabetical order.
+        name: The resource that the others hang on, whether it is loaded itself or not; the only one, mostly.
+        resources: All that are loaded, in alphabetical order.
     """
 
     name: str
@@ -50,11 +55,14 @@ def select(source: Any, resources: list[str] | tuple[str, ...] | None) -> Any:
     Raises:
         NotASourceError: If resources are named and `source` is no dlt source.
         UnknownResourcesError: If the source does not have one of them.
+        ConfigurationError: If none is named, or the names are no list.
     """
     if resources is None:
         return source
     if not isinstance(source, DltSource):
         raise NotASourceError(type(source).__name__)
+    if isinstance(resources, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigurationError("resources", resources, "give a list of names")
     known = tuple(source.resources)
     if unknown := tuple(name for name in resources if name not in known):
         raise UnknownResourcesError(source.name, unknown, known)
@@ -76,21 +84,24 @@ def components(source: Any) -> list[Component]:
         raise NotASourceError(type(source).__name__)
     parts: list[Component] = []
     for part in source.decompose("scc"):
-        names = tuple(sorted(part.resources.selected))
-        roots = [name for name in names if not part.resources[name].is_transformer]
-        parts.append(Component(name=min(roots or names), resources=names))
+        # The root gives the name: which of its transformers are selected may differ from run to run, and the pipeline
+        # that remembers their state must not.
+        edges = part.resources.selected_dag
+        fed = {child for parent, child in edges if parent != child}
+        root = min(parent for parent, _ in edges if parent not in fed)
+        parts.append(Component(name=root, resources=tuple(sorted(part.resources.selected))))
     return sorted(parts, key=lambda part: part.name)
 
 
 def derived_name(pipeline_name: str, component: str) -> str:
     """Return the name of the pipeline of a component.
 
-    The same names always give the same result, whatever else the source has. Letters, digits and underscores stay as
-    they are; a name that holds anything else, or is too long, is cut and gets a digest of the original.
+    The same names always give the same result, whatever else the source has, and no two give the same one, not even on
+    a file system that ignores case. Plain names stay as they are; any other, or one that is too long, is cut and gets a
+    digest of the original.
     """
     name = f"{pipeline_name}__{component}"
-    clean = re.sub(r"\W", "_", name, flags=re.ASCII)
-    if clean == name and len(name) <= LONGEST_NAME:
+    if _PLAIN_PIPELINE.fullmatch(pipeline_name) and _PLAIN_COMPONENT.fullmatch(component) and len(name) <= LONGEST_NAME:
         return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f"{clean[: LONGEST_NAME - 9]}_{digest}"
+    digest = hashlib.sha256(f"{pipeline_name}\0{component}".encode()).hexdigest()[:_DIGITS]
+    return f"{re.sub(r'[^a-zA-Z0-9_]', '_', name)[: LONGEST_NAME - _DIGITS - 2]}__{digest}"

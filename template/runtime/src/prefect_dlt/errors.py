@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import Any
 
 
@@ -12,6 +14,15 @@ class PrefectDltError(Exception):
     """
 
 
+class _Shown(str):
+    """What stands for a value that stayed behind in another process: text that looks as the value did."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 class ConfigurationError(PrefectDltError, ValueError):
     """An argument has a value that cannot work."""
 
@@ -20,6 +31,10 @@ class ConfigurationError(PrefectDltError, ValueError):
         self.argument = argument
         self.value = value
         self.expected = expected
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Anything can be given by mistake, a connection or a lambda too, and not everything can be sent on.
+        return type(self), (self.argument, _Shown(repr(self.value)), self.expected)
 
     def __str__(self) -> str:
         return f"{self.argument} cannot be {self.value!r}: {self.expected}."
@@ -35,7 +50,8 @@ class UnknownResourcesError(PrefectDltError, ValueError):
         self.known = known
 
     def __str__(self) -> str:
-        return f"Source {self.source_name!r} has no resource {_names(self.unknown)}. Choose from: {_names(self.known)}."
+        known = f"Choose from: {_names(self.known)}." if self.known else "It has no resources at all."
+        return f"Source {self.source_name!r} has no resource {_names(self.unknown)}. {known}"
 
 
 class NotASourceError(PrefectDltError, TypeError):
@@ -62,11 +78,12 @@ class PendingDataError(PrefectDltError, RuntimeError):
         self.load_ids = load_ids
 
     def __str__(self) -> str:
+        folder = shlex.quote(str(Path(self.working_dir).parent))
         return (
             f"Pipeline {self.pipeline_name!r} has data that was extracted but not loaded yet, in {self.working_dir} "
             f"(load packages {_names(self.load_ids)}). A clean folder would lose it. Run once with "
             "run_from_clean_folder=False to load it, or drop it on purpose with "
-            f"`dlt pipeline {self.pipeline_name} drop-pending-packages`."
+            f"`dlt pipeline --pipelines-dir {folder} {self.pipeline_name} abort-packages`."
         )
 
 
@@ -83,7 +100,8 @@ class ComponentsFailedError(PrefectDltError, RuntimeError):
         total = len(self.failures) + len(self.loaded)
         lines = [f"{len(self.failures)} of {total} parts of {self.flow_name!r} failed:"]
         lines += [f"  {name}: {message}" for name, message in self.failures.items()]
-        lines.append("The other parts are loaded. Run the flow again: what is pending is finished first.")
+        others = "The other parts are loaded. " if self.loaded else ""
+        lines.append(f"{others}Run the flow again: what is pending is finished first.")
         return "\n".join(lines)
 
 

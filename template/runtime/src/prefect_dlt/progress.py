@@ -39,16 +39,13 @@ class StageProgress:
     rows: int = 0
     failed: int = 0
     _percent: float = field(default=0.0, repr=False)
-    _opened: set[str] = field(default_factory=set[str], repr=False)
+    _before_part: tuple[int, int] = field(default=(0, 0), repr=False)
     _is_own_state: bool = field(default=False, repr=False)
 
-    def open(self, step: str) -> None:
-        """Note that dlt opened a part of the stage: a source or a load package, by the name dlt gives it.
-
-        dlt opens each source a second time to extract its own pipeline state; that is no work of the user's.
-        """
-        self._is_own_state = self.stage == "extract" and step in self._opened
-        self._opened.add(step)
+    def open(self, step: str) -> None:  # noqa: ARG002 - the names of sources are not unique, so they tell nothing
+        """Note that dlt opened a part of the stage: a source or a load package, by the name dlt gives it."""
+        self._before_part = (self.done, self.total)
+        self._is_own_state = False
 
     def update(
         self,
@@ -65,6 +62,10 @@ class StageProgress:
         if name != counter:
             if not name.startswith("_dlt"):
                 self.rows += inc
+            elif self.stage == "extract":
+                # dlt extracts its own state like a source, and by the name of one; only its table tells them apart.
+                self._is_own_state = True
+                self.done, self.total = self._before_part
             return
         if label == "Failed":
             self.failed += inc

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import contextvars
 import logging
 import os
 import threading
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 from uuid import UUID
 
+from httpx import HTTPStatusError, Limits
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
-from prefect.settings import (
-    PREFECT_API_REQUEST_TIMEOUT,
-    PREFECT_API_URL,
-    PREFECT_CLIENT_MAX_RETRIES,
-    temporary_settings,
-)
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 logger = logging.getLogger("prefect_dlt")
 
@@ -27,6 +24,15 @@ FLUSH_PERIOD = 1.0
 
 REQUEST_TIMEOUT = 2.0
 """Seconds that one API call may take; Prefect's own 60, with five retries, would hold a run up for minutes."""
+
+KEEPALIVE = 4.0
+"""Seconds that an idle connection is used again; Prefect's server closes it after 5."""
+
+REFUSALS = frozenset({400, 409, 413, 422})
+"""Answers that mean this artifact, and will be the same next time; every other failure may pass."""
+
+NOT_FOUND = 404
+"""Answer to an update when the artifact has been deleted: it is created anew."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +62,12 @@ class Publisher:
         self._changed = threading.Condition()
         self._is_sending = False
         self._is_closing = False
-        self._waiting = 0
-        self._failed_rounds = 0
+        self._rounds = 0
+        self._wanted = 0
         self._is_failing = False
+        # Only the thread's: one client serves many rounds, since making one takes longer than a round.
+        self._connection = contextlib.ExitStack()
+        self._client: SyncPrefectClient | None = None
         # A new thread has no Prefect settings of its own; it takes those of the run that starts it.
         self._thread = threading.Thread(
             target=context.run, args=(self._work,), name="prefect-dlt-publisher", daemon=True
@@ -77,16 +86,14 @@ class Publisher:
         Ends early when the API does not take it: what is left is tried again as long as the process lives.
         """
         with self._changed:
-            # A round that is under way does not have the latest drafts; its failure says nothing about them.
-            failed_rounds = self._failed_rounds + self._is_sending
-            self._waiting += 1
+            if not self._drafts and not self._is_sending:
+                return True
+            # The round under way sends what it began with, and the next one all that was put meanwhile.
+            last = self._rounds + self._is_sending + bool(self._drafts)
+            self._wanted = max(self._wanted, last)
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._is_idle() or self._failed_rounds > failed_rounds, timeout)
-            self._waiting -= 1
-            return self._is_idle()
-
-    def _is_idle(self) -> bool:
-        return not self._drafts and not self._is_sending
+            self._changed.wait_for(lambda: self._rounds >= last or self._is_closing, timeout)
+            return self._rounds >= last and not self._is_failing
 
     def forget(self, flow_run_id: UUID | None, task_run_id: UUID | None) -> None:
         """Drop what is remembered of the artifacts of a run that has ended."""
@@ -103,40 +110,55 @@ class Publisher:
         self._thread.join(REQUEST_TIMEOUT)
 
     def _work(self) -> None:
-        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: REQUEST_TIMEOUT}):
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
             while True:
                 with self._changed:
                     self._changed.wait_for(lambda: self._drafts or self._is_closing)
                     if self._is_closing:
-                        return
+                        break
                     drafts, self._drafts = self._drafts, {}
                     self._is_sending = True
-                unsent = self._send(drafts)
+                unsent, problem = self._send(drafts)
+                if problem is not None and not self._is_failing:
+                    logger.warning(
+                        "Prefect's API does not take artifacts (%s); the load goes on, and they are sent when it does",
+                        type(problem).__name__,
+                    )
                 with self._changed:
                     # What was put meanwhile is newer than what could not be sent.
                     self._drafts = {**unsent, **self._drafts}
                     self._is_sending = False
-                    self._failed_rounds += bool(unsent)
-                    self._is_failing = bool(unsent)
+                    self._is_failing = problem is not None
+                    self._rounds += 1
                     self._changed.notify_all()
-                    self._changed.wait_for(lambda: self._waiting or self._is_closing, FLUSH_PERIOD)
+                    self._changed.wait_for(lambda: self._wanted > self._rounds or self._is_closing, FLUSH_PERIOD)
+            self._disconnect()
 
-    def _send(self, drafts: dict[Place, Draft]) -> dict[Place, Draft]:
-        """Send drafts; return those that the API did not take."""
+    def _send(self, drafts: dict[Place, Draft]) -> tuple[dict[Place, Draft], Exception | None]:
+        """Send drafts; return those to be sent again, and what went wrong, if something did."""
         unsent = dict(drafts)
+        problem: Exception | None = None
         try:
-            with get_client(sync_client=True, httpx_settings={"timeout": REQUEST_TIMEOUT}) as client:
-                for place, draft in drafts.items():
-                    self._send_one(client, place, draft)
+            client = self._connect()
+            for place, draft in drafts.items():
+                refusal = self._offer(client, place, draft)
+                problem = refusal or problem
+                if refusal is None or refusal.response.status_code in REFUSALS:
                     del unsent[place]
         except Exception as error:  # noqa: BLE001 - no report is worth the thread that sends the next ones
-            if not self._is_failing:
-                logger.warning(
-                    "Prefect's API did not take %d artifacts (%s); the load goes on, and they are sent when it answers",
-                    len(unsent),
-                    type(error).__name__,
-                )
-        return unsent
+            self._disconnect()
+            problem = error
+        return unsent, problem
+
+    def _offer(self, client: SyncPrefectClient, place: Place, draft: Draft) -> HTTPStatusError | None:
+        """Send a draft; return the answer of an API that is there but does not take it."""
+        try:
+            self._send_one(client, place, draft)
+        except HTTPStatusError as error:
+            if error.response.status_code == NOT_FOUND:
+                self._artifact_ids.pop(place, None)
+            return error
+        return None
 
     def _send_one(self, client: SyncPrefectClient, place: Place, draft: Draft) -> None:
         known = self._artifact_ids.get(place)
@@ -155,24 +177,45 @@ class Publisher:
         )
         self._artifact_ids[place] = created.id
 
+    def _connect(self) -> SyncPrefectClient:
+        if self._client is None:
+            # With settings of its own, it is not the client of the run, which is another thread's.
+            settings = {"timeout": REQUEST_TIMEOUT, "limits": Limits(keepalive_expiry=KEEPALIVE)}
+            self._client = self._connection.enter_context(get_client(sync_client=True, httpx_settings=settings))
+        return self._client
 
-_publishers: dict[tuple[int, Any], Publisher] = {}
+    def _disconnect(self) -> None:
+        self._client = None
+        with contextlib.suppress(Exception):
+            self._connection.close()
+
+
+_publishers: dict[str | None, Publisher] = {}
 _publishers_lock = threading.Lock()
 
 
 def publisher() -> Publisher:
     """Return the publisher of this process for the API that the current run reports to."""
-    # By process too: a fork copies this dictionary, but not the thread behind a publisher.
-    key = (os.getpid(), PREFECT_API_URL.value())
+    api = PREFECT_API_URL.value()
     with _publishers_lock:
-        if key not in _publishers:
-            _publishers[key] = Publisher(contextvars.copy_context())
-        return _publishers[key]
+        if api not in _publishers:
+            _publishers[api] = Publisher(contextvars.copy_context())
+        return _publishers[api]
 
 
 @atexit.register
 def _close_publishers() -> None:
     # A daemon thread that is still there when the interpreter goes keeps it from tidying up, which DuckDB complains of.
-    for (process, _), each in _publishers.items():
-        if process == os.getpid():
-            each.close()
+    for each in _publishers.values():
+        each.close()
+
+
+def _start_anew() -> None:
+    # A fork copies the publishers, but not the threads behind them, and the lock as it was at that moment.
+    global _publishers_lock  # noqa: PLW0603 - that is the point
+    _publishers_lock = threading.Lock()
+    _publishers.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)

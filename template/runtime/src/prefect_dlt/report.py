@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import traceback
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -12,11 +12,20 @@ from dlt.common.pipeline import ExtractInfo, LoadInfo, NormalizeInfo, SupportsPi
 from dlt.pipeline.trace import PipelineStepTrace, PipelineTrace
 
 from prefect_dlt.progress import STAGES
-from prefect_dlt.redact import redact
+from prefect_dlt.redact import redact, redacted_traceback
 from prefect_dlt.schema_changes import SchemaChanges
 
 LONGEST_TABLE = 50
 """Rows of a table in a report; a longer one is cut and says so."""
+
+LONGEST_ERROR = 20_000
+"""Characters of a traceback in a report; of a longer one the beginning and the end are shown."""
+
+LONGEST_LINE = 300
+"""Characters of an error that is told in one line."""
+
+# Half characters and control characters; databases and APIs refuse some of them.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -139,18 +148,17 @@ class RunRecord:
         """Return the tables that the run wrote, dlt's own left out, most rows first."""
         rows: dict[str, int] = {}
         seconds: dict[str, float] = {}
-        seen: set[tuple[str, str]] = set()
+        # A repeated extract or normalize tells of its package again, and knows better; each load tells what it did.
+        latest: dict[tuple[str, ...], tuple[bool, Sequence[Mapping[str, Any]]]] = {}
         for step in self._steps.values():
             info = step.step_info
-            if not isinstance(info, ExtractInfo | NormalizeInfo | LoadInfo):
-                continue
-            for load_id, metrics in info.metrics.items():
-                # A repeated step tells of its package again.
-                if (step.step, load_id) in seen and not isinstance(info, LoadInfo):
-                    continue
-                seen.add((step.step, load_id))
-                for metric in metrics:
-                    _count(metric, isinstance(info, NormalizeInfo), rows, seconds)
+            if isinstance(info, ExtractInfo | NormalizeInfo | LoadInfo):
+                for load_id, metrics in info.metrics.items():
+                    which = (step.step, load_id, step.span_id if isinstance(info, LoadInfo) else "")
+                    latest[which] = isinstance(info, NormalizeInfo), metrics
+        for is_normalize, metrics in latest.values():
+            for metric in metrics:
+                _count(metric, is_normalize, rows, seconds)
         tables = [
             TableRow(name, count, seconds.get(name, 0.0)) for name, count in rows.items() if not name.startswith("_dlt")
         ]
@@ -159,26 +167,30 @@ class RunRecord:
 
 def summary(record: RunRecord) -> str:
     """Return the page about a run that people open, as Markdown without any secret."""
-    tables = record.tables()
-    parts = [f"# {_code(record.pipeline_name)}: {_outcome(record)}", headline(record)]
+
+    def safe(text: str) -> str:
+        return redact(text, record.secrets)
+
+    parts = [f"# {_code(safe(record.pipeline_name))}: {_outcome(record)}", headline(record)]
     if record.error is not None:
-        parts += ["## Error", _fence("".join(traceback.format_exception(record.error)))]
+        parts += ["## Error", _fence(_cut(redacted_traceback(record.error, record.secrets)))]
     if stages := record.stages():
         rows = [(row.name, row.state, str(row.tries), f"{row.seconds:,.1f}") for row in stages]
         parts += ["## Stages", _table(("Stage", "State", "Tries", "Seconds"), rows, right=(2, 3))]
-    if tables:
-        rows = [(_code(row.name), f"{row.rows:,}", f"{row.seconds:,.1f}") for row in tables]
+    if tables := record.tables():
+        rows = [(_code(safe(row.name)), f"{row.rows:,}", f"{row.seconds:,.1f}") for row in tables]
         parts += ["## Tables", _table(("Table", "Rows", "Seconds"), rows, right=(1, 2))]
     if record.schema_changes:
         rows = [
-            (_code(table), _code(column), str(hints.get("data_type") or "not known yet"))
+            (_code(safe(table)), _code(safe(column)), str(hints.get("data_type") or "not known yet"))
             for changes in record.schema_changes.values()
             for table, columns in changes.items()
             for column, hints in columns.items()
         ]
         parts += ["## Schema changes", _table(("Table", "Column", "Type"), rows)]
     if record.failures:
-        rows = [(str(number), _one_line(error)) for number, error in enumerate(record.failures, 1)]
+        errors = [safe(f"{type(error).__name__}: {error}")[:LONGEST_LINE] for error in record.failures]
+        rows = [(str(number), _code(error)) for number, error in enumerate(errors, 1)]
         parts += ["## Failed attempts", _table(("Attempt", "Error"), rows, right=(0,))]
     facts = {
         "Destination": record.destination,
@@ -186,15 +198,15 @@ def summary(record: RunRecord) -> str:
         "Load packages": ", ".join(record.load_ids) or "none",
         **record.settings,
     }
-    parts += ["## Run", _table(("", ""), [(name, _code(value)) for name, value in facts.items()])]
-    return redact("\n\n".join(parts), record.secrets) + "\n"
+    parts += ["## Run", _table(("", ""), [(name, _code(safe(value))) for name, value in facts.items()])]
+    return "\n\n".join(parts) + "\n"
 
 
 def headline(record: RunRecord) -> str:
     """Return what a run did in one plain line."""
     tables = record.tables()
     rows = sum(row.rows for row in tables)
-    parts = [f"{rows:,} rows", f"{len(tables):,} tables", f"{record.seconds:,.1f} s"]
+    parts = [_number(rows, "row"), _number(len(tables), "table"), f"{record.seconds:,.1f} s"]
     if record.failures:
         parts.append(f"{record.attempts} attempts")
     return f"{_outcome(record).capitalize()} · " + " · ".join(parts)
@@ -207,6 +219,10 @@ def text_table(tables: Sequence[TableRow]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [f"{name:<{widths[0]}}  {count:>{widths[1]}}  {seconds:>{widths[2]}}" for name, count, seconds in rows]
     return "\n".join(lines)
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _outcome(record: RunRecord) -> str:
@@ -230,11 +246,6 @@ def _seconds(step: PipelineStepTrace) -> float:
     return (step.finished_at - step.started_at).total_seconds() if step.finished_at else 0.0
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:300].replace("|", "\\|")
-
-
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     rule = ["---:" if column in right else "---" for column in range(len(header))]
     lines = [" | ".join(cells) for cells in (header, rule, *rows[:LONGEST_TABLE])]
@@ -245,13 +256,23 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
 
 
 def _code(text: str) -> str:
-    # A table cell ends at a bar, and code at a backtick.
-    return "`" + text.replace("`", "'").replace("|", "\\|").replace("\n", " ") + "`" if text else ""
+    """Return text as code on one line, fit for a cell: code ends at a backtick, and a cell at a bar."""
+    line = _UNPRINTABLE.sub("?", " ".join(text.split())).replace("`", "'")
+    # A backslash is an ordinary character in code, but not before a bar.
+    return "`" + re.sub(r"(\\*)\|", r"\1\1\\|", line) + "`" if line else ""
 
 
 def _fence(text: str) -> str:
-    fence = "`" * max(3, max((len(run) for run in text.split() if set(run) == {"`"}), default=0) + 1)
-    return f"{fence}text\n{text.rstrip()}\n{fence}"
+    lines = _UNPRINTABLE.sub("?", "\n".join(text.splitlines()))
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", lines)), default=0))
+    return f"{fence}text\n{lines}\n{fence}"
+
+
+def _cut(text: str) -> str:
+    half = LONGEST_ERROR // 2
+    if len(text) <= LONGEST_ERROR:
+        return text
+    return f"{text[:half]}\n… {len(text) - 2 * half:,} characters left out …\n{text[-half:]}"
 
 
 def _now() -> datetime:

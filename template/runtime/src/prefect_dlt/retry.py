@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from dlt.common.exceptions import SignalReceivedException, TerminalException
+from dlt.common.destination.exceptions import SchemaUpdateError
+from dlt.common.exceptions import TerminalException, TransientException
 from dlt.extract.exceptions import SourceExhausted
 from dlt.pipeline.exceptions import PipelineStepFailed
-from dlt.pipeline.helpers import retry_load, retry_schema_update
 from dlt.pipeline.typing import TPipelineStep
 from tenacity import Retrying, stop_after_attempt, wait_exponential, wait_fixed
 
@@ -66,61 +67,68 @@ def worth_retrying(steps: Sequence[TPipelineStep] = ("load",)) -> Callable[[Base
     Not worth it: a stop request (Ctrl-C, SIGTERM, a cancelled Prefect run), a terminal error of dlt, a generator that
     has already been read, and a failure in a step that is not in `steps`. A failure outside extract, normalize and
     load, such as synchronising with the destination, is judged by its kind alone. A race between pipelines that create
-    the same table is terminal for dlt's `retry_load`, but not for its `retry_schema_update`, and is tried again when
-    "load" is one of the steps.
+    the same table is terminal for dlt, which offers `retry_schema_update` for it; it is tried again when "load" is one
+    of the steps.
 
     Args:
         steps: dlt steps that may be repeated, of "extract", "normalize" and "load".
     """
-    may_pass = retry_load((*steps, "sync"))
-    may_pass_after_race = retry_schema_update()
 
     def test(error: BaseException) -> bool:
-        causes = list(chain(error))
         # dlt wraps Ctrl-C in PipelineStepFailed, an ordinary exception: a stop request may be anywhere in the chain.
-        if any(is_stop_request(cause) or isinstance(cause, SourceExhausted) for cause in causes):
+        if any(is_stop_request(each) for each in chain(error)) or is_exhausted(error):
             return False
         if isinstance(error, PipelineStepFailed) and error.step not in (*steps, "sync"):
             return False
-        if may_pass_after_race(error):
+        causes = list(chain(error, explicit=True))
+        if "load" in steps and any(isinstance(cause, SchemaUpdateError) for cause in causes):
             return True
-        if any(isinstance(cause, TerminalException) for cause in causes):
-            return False
-        return may_pass(error)
+        # The outermost verdict counts: whoever wrapped an error knew what it meant there.
+        marked = (cause for cause in causes if isinstance(cause, TerminalException | TransientException))
+        return not isinstance(next(marked, None), TerminalException)
 
     return test
 
 
 def check_steps(steps: Sequence[str]) -> tuple[TPipelineStep, ...]:
     """Return the steps, or raise `ConfigurationError` when one of them is none of dlt's that can be repeated."""
-    allowed = f"give a list of {', '.join(map(repr, RETRYABLE_STEPS))}"
-    if isinstance(steps, str):
-        raise ConfigurationError("retry_pipeline_steps", steps, allowed)
-    for step in steps:
-        if step not in RETRYABLE_STEPS:
-            raise ConfigurationError("retry_pipeline_steps", steps, allowed)
+    is_list = isinstance(steps, Iterable) and not isinstance(steps, str)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not is_list or not all(step in RETRYABLE_STEPS for step in steps):
+        expected = f"give a list of {', '.join(map(repr, RETRYABLE_STEPS))}"
+        raise ConfigurationError("retry_pipeline_steps", steps, expected)
     return tuple(step for step in RETRYABLE_STEPS if step in steps)
 
 
 def is_stop_request(error: BaseException) -> bool:
     """Tell whether an error asks the program to end: Ctrl-C, SystemExit, Prefect's and dlt's termination signals."""
-    # dlt's markers are mixed into ordinary exceptions; everything else outside Exception is a request to stop.
-    return isinstance(error, SignalReceivedException) or not isinstance(error, Exception)
+    # dlt's markers, not exceptions by themselves, are mixed into ordinary exceptions.
+    return not isinstance(error, Exception)
 
 
 def is_exhausted(error: BaseException) -> bool:
     """Tell whether an error says that a generator was read before, so that there is nothing to extract again."""
-    return any(isinstance(cause, SourceExhausted) for cause in chain(error))
+    return any(isinstance(cause, SourceExhausted) for cause in chain(error, explicit=True))
 
 
-def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, then what caused it, then what caused that, each once."""
+def chain(error: BaseException, *, explicit: bool = False) -> Iterator[BaseException]:
+    """Yield an error and all that is behind it, each once, the nearest first.
+
+    Args:
+        error: The error.
+        explicit: Whether to leave out what was merely being handled when an error was raised.
+    """
+    waiting: list[BaseException | None] = [error]
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        wrapped = error.exception if isinstance(error, PipelineStepFailed) else None
-        error = error.__cause__ or wrapped or (None if error.__suppress_context__ else error.__context__)
+    while waiting:
+        each = waiting.pop(0)
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        yield each
+        # The cause does not survive the way between processes; what dlt wraps does.
+        waiting += [each.__cause__, each.exception if isinstance(each, PipelineStepFailed) else None]
+        if not explicit:
+            waiting.append(each.__context__)
 
 
 def _check_attempts(attempts: int) -> None:
@@ -130,5 +138,5 @@ def _check_attempts(attempts: int) -> None:
 
 
 def _check_seconds(name: str, seconds: float) -> None:
-    if seconds < 0:
+    if not 0 <= seconds < math.inf:
         raise ConfigurationError(name, seconds, "give seconds, at least 0")

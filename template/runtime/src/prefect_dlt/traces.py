@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import dlt
 from dlt.pipeline.pipeline import Pipeline
 from dlt.pipeline.trace import PipelineTrace
 
-from prefect_dlt.redact import redact
+from prefect_dlt.redact import redact, redacted_traceback, resolved_secrets
+from prefect_dlt.retry import chain, is_stop_request
 
 logger = logging.getLogger("prefect_dlt")
 
@@ -41,6 +43,7 @@ class TraceStore:
                 pipeline_name=f"_trace_{pipeline.pipeline_name}",
                 pipelines_dir=pipeline.pipelines_dir,
                 destination=pipeline.destination,
+                staging=pipeline.staging,
                 dataset_name=pipeline.dataset_name,
             )
             # dlt.pipeline() makes the new pipeline the active one.
@@ -52,28 +55,54 @@ class TraceStore:
         """Name of the pipeline that stores the traces."""
         return self.pipeline.pipeline_name
 
-    def store(self, trace: PipelineTrace, attempt: int) -> None:
+    def store(self, trace: PipelineTrace, attempt: int, known_secrets: Iterable[str] = ()) -> None:
         """Store a trace; a failure to do so is a warning, never an error.
+
+        A trace that dlt has extracted but not loaded is kept as a file, and also loaded before the next one.
 
         Args:
             trace: dlt's trace of an attempt.
             attempt: Number of the attempt in its run, from 1.
+            known_secrets: Values that must not be stored.
         """
         active = dlt.current.pipeline()
-        record = trace_record(trace, attempt)
+        secrets = set(known_secrets)
+        record = trace_record(trace, attempt, secrets)
         try:
-            self.pipeline.run([record], table_name=self.table_name, write_disposition="append")
-        except Exception:
-            path = self.folder / f"{trace.transaction_id}_attempt_{attempt}_trace.json"
-            logger.warning("The trace could not be stored, and is kept in %s", path, exc_info=True)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(record, default=str), encoding="utf-8")
+            self._load(record)
+        except BaseException as error:
+            self._keep(record, error, secrets)
+            if any(is_stop_request(cause) for cause in chain(error, explicit=True)):
+                raise
         finally:
             active.activate()
 
+    def _load(self, record: dict[str, Any]) -> None:
+        if self.pipeline.has_pending_data:
+            # Not left to run(): it would load what is pending, and leave out what it is given.
+            self.pipeline.activate()
+            self.pipeline.normalize()
+            self.pipeline.load()
+        self.pipeline.run([record], table_name=self.table_name, write_disposition="append")
 
-def trace_record(trace: PipelineTrace, attempt: int) -> dict[str, Any]:
-    """Return a trace as a row with a fixed shape: the run, and one child row per step; no config values, no secrets."""
+    def _keep(self, record: dict[str, Any], error: BaseException, secrets: set[str]) -> None:
+        path = self.folder / f"{record['transaction_id']}_attempt_{record['attempt']}_trace.json"
+        problem = redacted_traceback(error, secrets | resolved_secrets())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(record, default=str), encoding="utf-8")
+        except OSError as file_error:
+            logger.warning("The trace could neither be stored nor kept in %s (%s)\n%s", path, file_error, problem)
+        else:
+            logger.warning("The trace could not be stored, and is kept in %s\n%s", path, problem)
+
+
+def trace_record(trace: PipelineTrace, attempt: int, known_secrets: Iterable[str] = ()) -> dict[str, Any]:
+    """Return a trace as a row with a fixed shape: the run, and one child row per step; no config values, no secrets.
+
+    Text that does not apply is empty: a column that has never held a value would not exist yet.
+    """
+    secrets = set(known_secrets)
     return {
         "transaction_id": trace.transaction_id,
         "pipeline_name": trace.pipeline_name,
@@ -82,12 +111,13 @@ def trace_record(trace: PipelineTrace, attempt: int) -> dict[str, Any]:
         "finished_at": trace.finished_at,
         "steps": [
             {
+                "span_id": step.span_id,
                 "step": step.step,
                 "started_at": step.started_at,
                 "finished_at": step.finished_at,
                 "state": "failed" if step.step_exception else "completed",
-                "exception": redact(step.step_exception) if step.step_exception else None,
-                "load_ids": ",".join(step.step_info.loads_ids) if step.step_info else None,
+                "exception": redact(step.step_exception or "", secrets),
+                "load_ids": ",".join(step.step_info.loads_ids) if step.step_info else "",
             }
             for step in trace.steps
         ],

@@ -1,0 +1,545 @@
+"""Artifacts reach Prefect's API when it is there, and cost a run nothing when it is not.
+
+The API is a real server on a loopback socket that answers, refuses, hangs or breaks as told.
+"""
+
+import contextlib
+import contextvars
+import json
+import logging
+import multiprocessing
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from prefect.events.clients import NullEventsClient
+from prefect.events.worker import EventsWorker
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED, temporary_settings
+
+from prefect_dlt import publisher as module
+from prefect_dlt.publisher import Draft, Place, Publisher, publisher
+
+GENEROUS = 30.0
+"""Seconds to wait for what comes within one or two on a machine that has nothing else to do."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers as Prefect's API does for artifacts."""
+
+    protocol_version = "HTTP/1.1"
+    server: "Api"
+
+    def do_POST(self) -> None:
+        self._answer(create=True)
+
+    def do_PATCH(self) -> None:
+        self._answer(create=False)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def _answer(self, *, create: bool) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        api = self.server
+        if api.hanging.is_set():
+            api.released.wait(GENEROUS)
+            self.close_connection = True
+            return
+        status = api.status_of(body, create)
+        if status >= 400:
+            self._send(status, b"{}")
+            return
+        with api.lock:
+            if create:
+                body |= {"id": str(uuid4()), "created": None, "updated": None}
+                api.artifacts[body["id"]] = body
+            else:
+                identity = self.path.rpartition("/")[2]
+                if identity not in api.artifacts:
+                    status = 404
+                else:
+                    api.artifacts[identity] |= body
+            api.calls.append(("create" if create else "update", body.get("data")))
+        self._send(status, json.dumps(body).encode() if create else b"")
+
+    def _send(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+class Api(ThreadingHTTPServer):
+    """Prefect's API, as far as artifacts go."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
+        self.artifacts: dict[str, dict[str, Any]] = {}
+        self.calls: list[tuple[str, Any]] = []
+        self.connections: list[socket.socket] = []
+        self.lock = threading.Lock()
+        self.hanging = threading.Event()
+        self.released = threading.Event()
+        self.status_of: Callable[[Any, bool], int] = lambda _body, create: 201 if create else 204
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections.append(request)
+        super().process_request(request, client_address)
+
+    def handle_error(self, *_: Any) -> None:
+        pass  # a client that gave up is what some tests are about
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/api"
+
+    def data(self, key: str) -> list[Any]:
+        with self.lock:
+            return [each["data"] for each in self.artifacts.values() if each["key"] == key]
+
+    def stop(self) -> None:
+        self.released.set()
+        self.shutdown()
+        self.server_close()
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    server = Api()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_events() -> Iterator[None]:
+    # Prefect tells of each artifact on a web socket besides, which nobody listens to here.
+    EventsWorker.set_client_override(NullEventsClient)
+    yield
+    EventsWorker.set_client_override(None)
+
+
+@pytest.fixture(autouse=True)
+def _publishers_of_its_own() -> Iterator[None]:
+    yield
+    for each in list(module._publishers.values()):
+        each.close()
+    module._publishers.clear()
+
+
+@pytest.fixture
+def using() -> Iterator[Callable[[str], Publisher]]:
+    """Return what makes a publisher for the API at an address."""
+    made: list[Publisher] = []
+
+    def use(url: str) -> Publisher:
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False}):
+            made.append(Publisher(contextvars.copy_context()))
+        return made[-1]
+
+    yield use
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def fast_timeout(monkeypatch: pytest.MonkeyPatch) -> float:
+    monkeypatch.setattr(module, "REQUEST_TIMEOUT", 0.3)
+    return 0.3
+
+
+def place(key: str = "shop-load", flow_run: UUID | None = None) -> Place:
+    return Place(key, flow_run, None)
+
+
+def progress(percent: float) -> Draft:
+    return Draft("progress", f"{percent} %", percent)
+
+
+def closed_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + GENEROUS
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+# -- an API that is there ----------------------------------------------------------------------------------------------
+
+
+def test_what_is_put_arrives_with_its_run(api: Api, using: Any) -> None:
+    flow_run, task_run = uuid4(), uuid4()
+
+    sender = using(api.url)
+    sender.put(Place("shop-summary", flow_run, task_run), Draft("markdown", "Loaded", "# Loaded"))
+
+    assert sender.flush(GENEROUS)
+    (artifact,) = api.artifacts.values()
+    assert artifact["key"] == "shop-summary"
+    assert artifact["type"] == "markdown"
+    assert artifact["description"] == "Loaded"
+    assert artifact["data"] == "# Loaded"
+    assert artifact["flow_run_id"] == str(flow_run)
+    assert artifact["task_run_id"] == str(task_run)
+
+
+def test_the_first_draft_makes_an_artifact_and_the_next_ones_keep_it_up_to_date(api: Api, using: Any) -> None:
+    sender = using(api.url)
+    for percent in (10.0, 20.0, 30.0):
+        sender.put(place(), progress(percent))
+        assert sender.flush(GENEROUS)
+
+    assert api.calls == [("create", 10.0), ("update", 20.0), ("update", 30.0)]
+    assert api.data("shop-load") == [30.0]
+
+
+def test_each_key_of_each_run_is_an_artifact(api: Api, using: Any) -> None:
+    sender = using(api.url)
+    first, second = uuid4(), uuid4()
+    for key, run in (("a", first), ("b", first), ("a", second), ("a", None)):
+        sender.put(place(key, run), progress(1.0))
+
+    assert sender.flush(GENEROUS)
+    assert len(api.artifacts) == 4
+
+
+def test_a_run_that_is_forgotten_begins_anew(api: Api, using: Any) -> None:
+    sender, run, other = using(api.url), uuid4(), uuid4()
+    for flow_run in (run, other):
+        sender.put(place(flow_run=flow_run), progress(1.0))
+    assert sender.flush(GENEROUS)
+
+    sender.forget(run, None)
+    for flow_run in (run, other):
+        sender.put(place(flow_run=flow_run), progress(2.0))
+    assert sender.flush(GENEROUS)
+
+    assert [call for call, _ in api.calls] == ["create", "create", "create", "update"]
+
+
+def test_of_many_drafts_only_the_latest_are_sent(api: Api, using: Any) -> None:
+    sender = using(api.url)
+    for number in range(20_000):
+        sender.put(place(), progress(number / 200))
+
+    assert sender.flush(GENEROUS)
+    assert api.data("shop-load") == [19_999 / 200]
+    assert len(api.calls) < 100
+
+
+def test_what_is_put_by_many_threads_at_once_all_arrives(api: Api, using: Any) -> None:
+    sender = using(api.url)
+    flushed: list[bool] = []
+
+    def work(number: int) -> None:
+        for percent in range(101):
+            sender.put(place(f"part-{number}"), progress(float(percent)))
+        flushed.append(sender.flush(GENEROUS))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert flushed == [True] * 16
+    assert [api.data(f"part-{number}") for number in range(16)] == [[100.0]] * 16
+
+
+def test_a_flush_waits_for_what_was_put_before_it_and_not_for_what_comes_after(api: Api, using: Any) -> None:
+    sender, stop = using(api.url), threading.Event()
+
+    def keep_putting() -> None:
+        while not stop.wait(0.0005):
+            sender.put(place("busy"), progress(1.0))
+
+    thread = threading.Thread(target=keep_putting)
+    thread.start()
+    try:
+        for percent in range(10):
+            sender.put(place("mine"), progress(float(percent)))
+            assert sender.flush(GENEROUS)
+            assert api.data("mine") == [float(percent)]
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_with_nothing_to_send_a_flush_returns_at_once_and_calls_nobody(api: Api, using: Any) -> None:
+    assert using(api.url).flush(GENEROUS)
+    assert api.calls == []
+
+
+def test_without_a_flush_drafts_are_sent_too(api: Api, using: Any) -> None:
+    using(api.url).put(place(), progress(1.0))
+
+    assert eventually(lambda: api.data("shop-load") == [1.0])
+
+
+def test_an_artifact_that_was_deleted_is_made_anew(api: Api, using: Any) -> None:
+    sender = using(api.url)
+    sender.put(place(), progress(1.0))
+    assert sender.flush(GENEROUS)
+    api.artifacts.clear()
+
+    sender.put(place(), progress(2.0))
+
+    assert eventually(lambda: sender.flush(GENEROUS) and api.data("shop-load") == [2.0])
+
+
+def test_connections_that_the_server_has_closed_meanwhile_do_no_harm(api: Api, using: Any, caplog: Any) -> None:
+    sender = using(api.url)
+    with caplog.at_level(logging.WARNING, logger="prefect_dlt"):
+        sender.put(place(), progress(1.0))
+        assert sender.flush(GENEROUS)
+        port = api.server_port
+        api.stop()
+        again = Api(port)
+        try:
+            sender.put(place(), progress(2.0))
+            assert eventually(lambda: sender.flush(GENEROUS) and again.data("shop-load") == [2.0])
+        finally:
+            again.stop()
+
+
+# -- an API that is not ------------------------------------------------------------------------------------------------
+
+
+def test_a_put_never_waits(api: Api, using: Any) -> None:
+    api.hanging.set()
+    sender = using(api.url)
+    sender.put(place("first"), progress(1.0))
+    started = time.monotonic()
+
+    for number in range(1_000):
+        sender.put(place(f"key-{number % 10}"), progress(1.0))
+
+    # A call that hangs takes 2 s; a thousand puts take some milliseconds.
+    assert time.monotonic() - started < 1.0
+
+
+def test_a_flush_ends_early_when_the_api_refuses_connections(using: Any) -> None:
+    sender = using(f"http://127.0.0.1:{closed_port()}/api")
+    sender.put(place(), progress(1.0))
+    started = time.monotonic()
+
+    assert not sender.flush(10 * GENEROUS)
+
+    assert time.monotonic() - started < GENEROUS
+
+
+def test_a_flush_ends_early_when_the_api_hangs(api: Api, using: Any, fast_timeout: float) -> None:
+    api.hanging.set()
+    sender = using(api.url)
+    for number in range(50):
+        sender.put(place(f"key-{number}"), progress(1.0))
+    started = time.monotonic()
+
+    assert not sender.flush(10 * GENEROUS)
+
+    # One call and one timeout, rather than fifty.
+    assert time.monotonic() - started < 50 * fast_timeout
+
+
+def test_a_flush_takes_no_longer_than_it_may(api: Api, using: Any) -> None:
+    api.hanging.set()
+    sender = using(api.url)
+    sender.put(place(), progress(1.0))
+    started = time.monotonic()
+
+    assert not sender.flush(0.1)
+
+    assert time.monotonic() - started < module.REQUEST_TIMEOUT
+
+
+@pytest.mark.parametrize("status", [500, 401, 404])
+def test_what_an_api_in_trouble_does_not_take_is_sent_when_it_does(api: Api, using: Any, status: int) -> None:
+    fine = api.status_of
+    api.status_of = lambda _body, _create: status
+    sender = using(api.url)
+    sender.put(place("summary"), Draft("markdown", "Loaded", "# old"))
+    assert not sender.flush(GENEROUS)
+    sender.put(place("summary"), Draft("markdown", "Loaded", "# new"))
+
+    api.status_of = fine
+
+    assert eventually(lambda: api.data("summary") == ["# new"])
+    assert [data for _, data in api.calls] == ["# new"]
+
+
+def test_what_could_not_be_sent_while_the_api_was_down_is_sent_when_it_is_back(using: Any) -> None:
+    port = closed_port()
+    sender = using(f"http://127.0.0.1:{port}/api")
+    for percent in (1.0, 2.0):
+        sender.put(place("load"), progress(percent))
+        assert not sender.flush(GENEROUS)
+    sender.put(place("summary"), Draft("markdown", "Loaded", "# Loaded"))
+
+    api = Api(port)
+    try:
+        assert eventually(lambda: api.data("load") == [2.0] and api.data("summary") == ["# Loaded"])
+        assert eventually(lambda: sender.flush(GENEROUS))
+        assert len(api.calls) == 2
+    finally:
+        api.stop()
+
+
+def test_a_draft_put_during_a_failing_call_wins_over_the_one_that_failed(
+    api: Api, using: Any, fast_timeout: float
+) -> None:
+    del fast_timeout
+    api.hanging.set()
+    sender = using(api.url)
+    sender.put(place(), progress(1.0))
+    assert eventually(lambda: sender._is_sending)
+    sender.put(place(), progress(2.0))
+
+    api.hanging.clear()
+
+    assert eventually(lambda: api.data("shop-load") == [2.0])
+
+
+@pytest.mark.parametrize("status", [422, 500])
+def test_one_artifact_that_the_api_refuses_does_not_hold_up_the_others(api: Api, using: Any, status: int) -> None:
+    fine = api.status_of
+    api.status_of = lambda body, create: status if body.get("key") == "bad" else fine(body, create)
+    sender = using(api.url)
+    for key in ("a", "bad", "b"):
+        sender.put(place(key), progress(1.0))
+
+    assert not sender.flush(GENEROUS)
+
+    assert eventually(lambda: api.data("a") == api.data("b") == [1.0])
+
+
+def test_what_the_api_will_never_take_is_not_sent_again(api: Api, using: Any) -> None:
+    refused: list[Any] = []
+
+    def refuse(body: Any, _create: bool) -> int:
+        refused.append(body)
+        return 422
+
+    api.status_of = refuse
+    sender = using(api.url)
+    sender.put(place(), progress(1.0))
+
+    assert not sender.flush(GENEROUS)
+    assert sender.flush(GENEROUS)
+    assert len(refused) == 1
+
+
+def test_there_is_one_warning_until_the_api_is_back_and_one_more_after_that(
+    api: Api, using: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    fine = api.status_of
+    sender = using(api.url)
+    with caplog.at_level(logging.DEBUG, logger="prefect_dlt"):
+        for warnings in (1, 2):
+            api.status_of = lambda _body, _create: 500
+            for percent in range(5):
+                sender.put(place(), progress(float(percent)))
+                assert not sender.flush(GENEROUS)
+            assert len(caplog.records) == warnings
+            api.status_of = fine
+            assert eventually(lambda: sender.flush(GENEROUS))
+    assert "the load goes on" in caplog.records[0].getMessage()
+
+
+def test_an_address_that_is_none_costs_a_warning_only(using: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="prefect_dlt"):
+        sender = using("no address at all")
+        sender.put(place(), progress(1.0))
+
+        assert not sender.flush(GENEROUS)
+
+    assert sender._thread.is_alive()
+    assert len(caplog.records) == 1
+
+
+# -- the end, and other processes --------------------------------------------------------------------------------------
+
+
+def test_closing_ends_the_thread(api: Api, using: Any) -> None:
+    idle, busy = using(api.url), using(f"http://127.0.0.1:{closed_port()}/api")
+    busy.put(place(), progress(1.0))
+    for sender in (idle, busy):
+        sender.close()
+
+        assert not sender._thread.is_alive()
+        assert sender.flush(0.0) is (sender is idle)
+
+
+def test_a_flush_ends_when_the_publisher_is_closed(api: Api, using: Any) -> None:
+    api.hanging.set()
+    sender, ended = using(api.url), threading.Event()
+    sender.put(place(), progress(1.0))
+    thread = threading.Thread(target=lambda: (sender.flush(10 * GENEROUS), ended.set()))
+    thread.start()
+    assert eventually(lambda: sender._wanted == 1)
+
+    sender.close()
+
+    assert ended.wait(GENEROUS)
+    thread.join()
+
+
+def test_there_is_one_publisher_for_each_api(api: Api) -> None:
+    def current(url: str) -> Publisher:
+        with temporary_settings({PREFECT_API_URL: url}):
+            return publisher()
+
+    assert current(api.url) is current(api.url)
+    assert current(api.url) is not current("http://127.0.0.1:9/api")
+
+
+def _publish_from_child(url: str, results: Any) -> None:
+    with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False}):
+        sender = publisher()
+        sender.put(place("child"), progress(2.0))
+        results.put((os.getpid(), sender.flush(GENEROUS), sender._thread.is_alive()))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_gets_a_publisher_of_its_own(api: Api) -> None:
+    with temporary_settings({PREFECT_API_URL: api.url, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False}):
+        parent = publisher()
+        parent.put(place("parent"), progress(1.0))
+        assert parent.flush(GENEROUS)
+        fork = multiprocessing.get_context("fork")
+        results = fork.Queue()
+        # Another thread of the parent is about to ask for a publisher at the very moment of the fork.
+        with module._publishers_lock:
+            child = fork.Process(target=_publish_from_child, args=(api.url, results))
+            child.start()
+        process, flushed, alive = results.get(timeout=2 * GENEROUS)
+        child.join(GENEROUS)
+
+        assert process != os.getpid()
+        assert flushed
+        assert alive
+        assert api.data("child") == [2.0]
+        parent.put(place("parent"), progress(3.0))
+        assert parent.flush(GENEROUS)
+        assert publisher() is parent
+    assert api.data("parent") == [3.0]
