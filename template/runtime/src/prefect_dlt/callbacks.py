@@ -6,7 +6,7 @@ import copy
 import logging
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, Literal, TextIO, TypeAlias
 
@@ -126,31 +126,26 @@ class CallbackCollector(LogCollector):
     # -- what the runner uses -----------------------------------------------------------------------------------------
 
     @contextmanager
-    def whole_run(self, pipeline: SupportsPipeline, settings: Mapping[str, str]) -> Generator[None]:
+    def whole_run(self, pipeline: SupportsPipeline, record: RunRecord) -> Generator[None]:
         """Treat all that happens inside as one run: one `on_before`, one `on_after`, one record.
 
         Args:
             pipeline: The pipeline that runs.
-            settings: How it runs, for the report: names and values as text.
+            record: Of the run; whoever calls this keeps it.
         """
         self._managed = True
-        self._begin(pipeline, settings)
-        error: BaseException | None = None
+        self._begin(pipeline, record)
         try:
-            yield
-        except BaseException as exc:
-            error = exc
-            raise
+            with record.until_finished():
+                yield
         finally:
             self._managed = False
-            self._end(pipeline, error)
+            self._end(pipeline)
 
     def retry(
         self, pipeline: SupportsPipeline, retry_attempt: int, last_attempt: bool, exception: BaseException
     ) -> None:
-        """Note a failed attempt that is followed by another, and call `on_retry`."""
-        if self._record is not None:
-            self._record.failures.append(exception)
+        """Call `on_retry` after a failed attempt that is followed by another."""
         self._call(self.on_retry, pipeline, self._last_trace, retry_attempt, last_attempt, exception)
 
     # -- for collectors built on this one -----------------------------------------------------------------------------
@@ -176,7 +171,7 @@ class CallbackCollector(LogCollector):
     def on_start_trace(self, trace: PipelineTrace, step: TPipelineStep, pipeline: SupportsPipeline) -> None:
         if step == "run" and not self._managed:
             self._error_before_run = sys.exc_info()[1]
-            self._begin(pipeline, {})
+            self._begin(pipeline, RunRecord.of(pipeline, {}))
 
     @override
     def on_start_trace_step(self, trace: PipelineTrace, step: TPipelineStep, pipeline: SupportsPipeline) -> None:
@@ -221,7 +216,9 @@ class CallbackCollector(LogCollector):
             # dlt calls this while the error is on its way out. A signal leaves no mark in the trace, and a run inside
             # an `except` block of the user's finds that block's error here as well, so compare with what was before.
             error = sys.exc_info()[1]
-            self._end(pipeline, None if error is self._error_before_run else error)
+            if self._record is not None:
+                self._record.finish(None if error is self._error_before_run else error)
+            self._end(pipeline)
 
     @override
     def update(
@@ -258,17 +255,16 @@ class CallbackCollector(LogCollector):
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _begin(self, pipeline: SupportsPipeline, settings: Mapping[str, str]) -> None:
-        self._record = RunRecord.of(pipeline, settings)
-        self._guard(self.run_started, pipeline, self._record)
+    def _begin(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
+        self._record = record
+        self._guard(self.run_started, pipeline, record)
         self._call(self.on_before, pipeline)
 
-    def _end(self, pipeline: SupportsPipeline, error: BaseException | None) -> None:
+    def _end(self, pipeline: SupportsPipeline) -> None:
         record, self._record = self._record, None
         if record is not None:
-            record.finish(error)
             self._guard(self.run_ended, pipeline, record)
-        self._call(self.on_after, pipeline, self._last_trace, error)
+            self._call(self.on_after, pipeline, self._last_trace, record.error)
 
     def _call(self, callback: Callable[..., None], *args: Any) -> None:
         try:

@@ -24,7 +24,7 @@ from prefect_dlt.dataset import derive, shared_dataset
 from prefect_dlt.decompose import Component, Decompose, components, decompose_mode, derived_name, select
 from prefect_dlt.errors import ComponentsFailedError
 from prefect_dlt.redact import redact, resolved_secrets
-from prefect_dlt.report import TableRow, text_table
+from prefect_dlt.report import TableRow, most_rows_first, text_table
 from prefect_dlt.runner import runner
 
 WHOLE = "the whole source"
@@ -65,7 +65,7 @@ class FlowResult:
     def tables(self) -> tuple[TableRow, ...]:
         """All tables that were loaded, most rows first."""
         tables = (table for component in self.components for table in component.tables)
-        return tuple(sorted(tables, key=lambda table: (-table.rows, table.name)))
+        return tuple(most_rows_first(tables))
 
     def __str__(self) -> str:
         return text_table(self.tables)

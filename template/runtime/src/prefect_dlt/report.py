@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -34,14 +35,19 @@ class TableRow:
 
     Attributes:
         name: Name of the table in the destination.
-        rows: Rows that were normalised into it.
+        rows: Rows that were normalised into it; None when an earlier run, which ended before it loaded them, did that.
         seconds: Time spent on it, writing it in extract and normalize and loading it; stages of other tables that ran
             meanwhile are not counted.
     """
 
     name: str
-    rows: int
+    rows: int | None
     seconds: float
+
+    @property
+    def rows_text(self) -> str:
+        """The rows as text, a dash when they are not known."""
+        return "-" if self.rows is None else f"{self.rows:,}"
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,16 @@ class RunRecord:
         self.error = error
         self.finished_at = _now()
 
+    @contextmanager
+    def until_finished(self) -> Generator[None]:
+        """End the record with what happens inside, well or with an error."""
+        try:
+            yield
+        except BaseException as error:
+            self.finish(error)
+            raise
+        self.finish(None)
+
     @property
     def seconds(self) -> float:
         """How long the run took, or has taken so far, in seconds."""
@@ -146,7 +162,7 @@ class RunRecord:
 
     def tables(self) -> list[TableRow]:
         """Return the tables that the run wrote, dlt's own left out, most rows first."""
-        rows: dict[str, int] = {}
+        rows: dict[str, int | None] = {}
         seconds: dict[str, float] = {}
         # A repeated extract or normalize tells of its package again, and knows better; each load tells what it did.
         latest: dict[tuple[str, ...], tuple[bool, Sequence[Mapping[str, Any]]]] = {}
@@ -162,7 +178,7 @@ class RunRecord:
         tables = [
             TableRow(name, count, seconds.get(name, 0.0)) for name, count in rows.items() if not name.startswith("_dlt")
         ]
-        return sorted(tables, key=lambda row: (-row.rows, row.name))
+        return most_rows_first(tables)
 
 
 def summary(record: RunRecord) -> str:
@@ -171,23 +187,15 @@ def summary(record: RunRecord) -> str:
     def safe(text: str) -> str:
         return redact(text, record.secrets)
 
-    parts = [f"# {_code(safe(record.pipeline_name))}: {_outcome(record)}", headline(record)]
+    parts = [f"# {_code(safe(record.pipeline_name))}: {_outcome(record)}"]
     if record.error is not None:
         parts += ["## Error", _fence(_cut(redacted_traceback(record.error, record.secrets)))]
     if stages := record.stages():
         rows = [(row.name, row.state, str(row.tries), f"{row.seconds:,.1f}") for row in stages]
         parts += ["## Stages", _table(("Stage", "State", "Tries", "Seconds"), rows, right=(2, 3))]
     if tables := record.tables():
-        rows = [(_code(safe(row.name)), f"{row.rows:,}", f"{row.seconds:,.1f}") for row in tables]
+        rows = [(_code(safe(row.name)), row.rows_text, f"{row.seconds:,.1f}") for row in tables]
         parts += ["## Tables", _table(("Table", "Rows", "Seconds"), rows, right=(1, 2))]
-    if record.schema_changes:
-        rows = [
-            (_code(safe(table)), _code(safe(column)), str(hints.get("data_type") or "not known yet"))
-            for changes in record.schema_changes.values()
-            for table, columns in changes.items()
-            for column, hints in columns.items()
-        ]
-        parts += ["## Schema changes", _table(("Table", "Column", "Type"), rows)]
     if record.failures:
         errors = [safe(f"{type(error).__name__}: {error}")[:LONGEST_LINE] for error in record.failures]
         rows = [(str(number), _code(error)) for number, error in enumerate(errors, 1)]
@@ -199,13 +207,26 @@ def summary(record: RunRecord) -> str:
         **record.settings,
     }
     parts += ["## Run", _table(("", ""), [(name, _code(safe(value))) for name, value in facts.items()])]
+    if record.schema_changes:
+        rows = [
+            (_code(safe(table)), _code(safe(column)), str(hints.get("data_type") or "not known yet"))
+            for changes in record.schema_changes.values()
+            for table, columns in changes.items()
+            for column, hints in columns.items()
+        ]
+        parts += ["## Schema changes", _table(("Table", "Column", "Type"), rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def most_rows_first(tables: Iterable[TableRow]) -> list[TableRow]:
+    """Return the tables in the order in which people look for them."""
+    return sorted(tables, key=lambda row: (-(row.rows or 0), row.name))
 
 
 def headline(record: RunRecord) -> str:
     """Return what a run did in one plain line."""
     tables = record.tables()
-    rows = sum(row.rows for row in tables)
+    rows = sum(row.rows or 0 for row in tables)
     parts = [_number(rows, "row"), _number(len(tables), "table"), f"{record.seconds:,.1f} s"]
     if record.failures:
         parts.append(f"{record.attempts} attempts")
@@ -215,7 +236,7 @@ def headline(record: RunRecord) -> str:
 def text_table(tables: Sequence[TableRow]) -> str:
     """Return the tables of a run as plain text for a terminal: table, rows, seconds."""
     rows = [("table", "rows", "seconds")]
-    rows += [(row.name, f"{row.rows:,}", f"{row.seconds:,.1f}") for row in tables]
+    rows += [(row.name, row.rows_text, f"{row.seconds:,.1f}") for row in tables]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [f"{name:<{widths[0]}}  {count:>{widths[1]}}  {seconds:>{widths[2]}}" for name, count, seconds in rows]
     return "\n".join(lines)
@@ -231,15 +252,18 @@ def _outcome(record: RunRecord) -> str:
     return "loaded" if record.error is None else "failed"
 
 
-def _count(metric: Mapping[str, Any], is_normalize: bool, rows: dict[str, int], seconds: dict[str, float]) -> None:
+def _count(
+    metric: Mapping[str, Any], is_normalize: bool, rows: dict[str, int | None], seconds: dict[str, float]
+) -> None:
     for name, written in metric.get("table_metrics", {}).items():
         seconds[name] = seconds.get(name, 0.0) + max(0.0, written.last_modified - written.created)
         if is_normalize:
-            rows[name] = rows.get(name, 0) + written.items_count
+            rows[name] = (rows.get(name) or 0) + written.items_count
     for job in metric.get("job_metrics", {}).values():
         if getattr(job, "finished_at", None) and getattr(job, "started_at", None):
             took = (job.finished_at - job.started_at).total_seconds()
             seconds[job.table_name] = seconds.get(job.table_name, 0.0) + took
+            rows.setdefault(job.table_name, None)
 
 
 def _seconds(step: PipelineStepTrace) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -94,19 +93,9 @@ class PipelineRunner:
         """
         self.record = RunRecord.of(self.pipeline, self._settings())
         collector = self.pipeline.collector
-        scope = (
-            collector.whole_run(self.pipeline, self.record.settings)
-            if isinstance(collector, CallbackCollector)
-            else contextlib.nullcontext()
-        )
-        try:
-            with scope:
-                info = self._run(data, run_options)
-        except BaseException as error:
-            self.record.finish(error)
-            raise
-        self.record.finish(None)
-        return info
+        reports = isinstance(collector, CallbackCollector)
+        with collector.whole_run(self.pipeline, self.record) if reports else self.record.until_finished():
+            return self._run(data, run_options)
 
     def finalize(self) -> LoadInfo | None:
         """Load only what an earlier run left behind; None when there was nothing."""
@@ -197,10 +186,11 @@ class PipelineRunner:
 
     def _note_trace(self) -> None:
         trace = self.pipeline.last_trace
-        if self.record is not None:
-            self.record.add_trace(trace)
-        if trace is not None and self._trace_store is not None:
-            self._trace_store.store(trace, attempt=self.record.attempts if self.record else 1)
+        if self.record is None or trace is None:
+            return
+        self.record.add_trace(trace)
+        if self._trace_store is not None:
+            self._trace_store.store(trace, self.record.attempts, self.record.secrets)
 
     def _clean(self) -> None:
         if self.pipeline.has_pending_data:
