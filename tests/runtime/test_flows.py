@@ -198,16 +198,14 @@ def test_first_runs_of_many_parts_do_not_get_in_each_others_way(own_folder: Path
     def wide() -> Any:
         return [resource(f"part_{number:02}") for number in range(16)]
 
-    for attempt in range(2):
+    def pipeline() -> Pipeline:
+        return dlt.pipeline(
+            "wide",
+            pipelines_dir=str(own_folder / "pipelines"),
+            destination=dlt.destinations.duckdb(str(own_folder / "warehouse.duckdb")),
+            dataset_name="wide_data",
+        )
 
-        def pipeline(attempt: int = attempt) -> Pipeline:
-            return dlt.pipeline(
-                "wide",
-                pipelines_dir=str(own_folder / f"pipelines_{attempt}"),
-                destination=dlt.destinations.duckdb(str(own_folder / f"wide_{attempt}.duckdb")),
-                dataset_name="wide_data",
-            )
+    result = create_run_pipeline_flow(pipeline, wide, decompose=True)()
 
-        result = create_run_pipeline_flow(pipeline, wide, decompose=True)()
-
-        assert [table.rows for table in result.tables] == [10] * 16
+    assert [table.rows for table in result.tables] == [10] * 16
