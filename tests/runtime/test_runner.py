@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from dlt.pipeline.exceptions import PipelineStepFailed
 from dlt.pipeline.pipeline import Pipeline
 from tenacity import AsyncRetrying, Retrying, stop_after_attempt
 
-from prefect_dlt import runner
+from prefect_dlt import CallbackCollector, runner
 from prefect_dlt.errors import ConfigurationError, PendingDataError
 from tests.runtime.conftest import count
 from tests.runtime.sources import shop
@@ -279,3 +280,27 @@ def test_the_record_tells_of_tables_attempts_and_load_ids(
         ("orders__items", 3),
         ("orders", 2),
     ]
+
+
+def test_a_retry_is_told_where_progress_goes(
+    pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.StringIO()
+    shop_pipeline = pipeline(progress=CallbackCollector(logger=stream))
+    failing_load(shop_pipeline, monkeypatch, ConnectionError("asleep"), times=1)
+
+    runner(shop_pipeline, retry_policy=THREE).run(shop())
+
+    assert "Attempt 1 of pipeline 'shop' failed with PipelineStepFailed; the next one starts in 0.0 s" in stream.getvalue()
+
+
+def test_an_attempt_that_never_reaches_dlt_stores_no_trace_of_an_earlier_run(
+    pipeline: Callable[..., Pipeline],
+) -> None:
+    shop_pipeline = pipeline()
+    runner(shop_pipeline, store_trace_info=True).run(shop())
+
+    with pytest.raises(TypeError):
+        runner(shop_pipeline, store_trace_info=True).run(shop(), no_such_option=1)
+
+    assert count(shop_pipeline, "shop_trace") == 1

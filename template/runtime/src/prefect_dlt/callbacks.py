@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, Literal, TextIO, TypeAlias
 
+from dlt.common import logger as dlt_logger
 from dlt.common.pipeline import SupportsPipeline
 from dlt.common.runtime.collector import LogCollector
 from dlt.common.schema.typing import TTableSchema
@@ -121,7 +122,7 @@ class CallbackCollector(LogCollector):
     def on_log(self) -> None:
         """Called when a counter moves, at most once a log period, and when a stage ends. Logs the line of progress."""
         if self._progress is not None:
-            self._log(self.log_level, self._progress.line(self._now()))
+            self.say(self._progress.line(self._now()), self.log_level)
 
     # -- what the runner uses -----------------------------------------------------------------------------------------
 
@@ -141,6 +142,13 @@ class CallbackCollector(LogCollector):
         finally:
             self._managed = False
             self._end(pipeline)
+
+    def say(self, message: str, level: int = logging.INFO) -> None:
+        """Write a line to where progress goes."""
+        if self.logger == "dlt_logger":
+            # dlt makes its logger when it first reads its configuration.
+            self.logger = dlt_logger.LOGGER or "stdout"
+        self._log(level, message)
 
     def retry(
         self, pipeline: SupportsPipeline, retry_attempt: int, last_attempt: bool, exception: BaseException

@@ -106,7 +106,7 @@ class PipelineRunner:
         if self._clean_folder:
             self._clean()
         if self.pipeline.has_pending_data:
-            logger.info("Pipeline %r has data of an earlier run, which is loaded first", self.pipeline.pipeline_name)
+            self._say(logging.INFO, f"Pipeline {self.pipeline.pipeline_name!r} loads first what an earlier run left")
             info = self._attempt(self._load_pending)
         if data is None:
             return info
@@ -162,12 +162,10 @@ class PipelineRunner:
         if error is None:
             return
         pause = state.next_action.sleep if state.next_action else 0.0
-        logger.warning(
-            "Attempt %d of pipeline %r failed with %s; the next one starts in %.1f s",
-            state.attempt_number,
-            self.pipeline.pipeline_name,
-            type(error).__name__,
-            pause,
+        self._say(
+            logging.WARNING,
+            f"Attempt {state.attempt_number} of pipeline {self.pipeline.pipeline_name!r} failed with "
+            f"{type(error).__name__}; the next one starts in {pause:.1f} s",
         )
         if self.record is not None:
             self.record.failures.append(error)
@@ -189,8 +187,18 @@ class PipelineRunner:
         if self.record is None or trace is None:
             return
         self.record.add_trace(trace)
-        if self._trace_store is not None:
+        # An attempt that fails before dlt begins leaves the trace of an earlier run.
+        is_new = any(step.started_at >= self.record.started_at for step in trace.steps)
+        if self._trace_store is not None and is_new:
             self._trace_store.store(trace, self.record.attempts, self.record.secrets)
+
+    def _say(self, level: int, message: str) -> None:
+        # The collector's logger is that of the Prefect run, where there is one.
+        collector = self.pipeline.collector
+        if isinstance(collector, CallbackCollector):
+            collector.say(message, level)
+        else:
+            logger.log(level, message)
 
     def _clean(self) -> None:
         if self.pipeline.has_pending_data:
