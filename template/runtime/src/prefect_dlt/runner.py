@@ -187,7 +187,7 @@ class PipelineRunner:
         if self.record is None or trace is None:
             return
         self.record.add_trace(trace)
-        # An attempt that fails before dlt begins leaves the trace of an earlier run.
+        # Where dlt is told not to trace, it still hands out the trace of an earlier run.
         is_new = any(step.started_at >= self.record.started_at for step in trace.steps)
         if self._trace_store is not None and is_new:
             self._trace_store.store(trace, self.record.attempts, self.record.secrets)
