@@ -1,7 +1,8 @@
 """The demo: every flight out of New York City in 2013, and the weather, planes, airports and airlines with it."""
 
 # pyarrow comes without types.
-# pyright: basic
+# pyright: reportMissingTypeStubs=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+# pyright: reportUnknownParameterType=false, reportUnknownVariableType=false
 
 from collections.abc import Iterator
 from datetime import datetime
