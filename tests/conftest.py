@@ -33,3 +33,22 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DLT_DATA_DIR", str(tmp_path / "dlt"))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def prefect_api(own_prefect_home: None) -> Iterator[None]:  # noqa: ARG001 - it comes first
+    """A real Prefect server with a database of its own; it takes some ten seconds to start."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture
+def no_active_pipeline() -> Iterator[None]:
+    """No pipeline stays active after a test."""
+    from dlt.common.configuration.container import Container
+    from dlt.common.pipeline import PipelineContext
+
+    yield
+    Container()[PipelineContext].deactivate()

@@ -1,31 +1,19 @@
-"""Pipelines into DuckDB, and one Prefect server for the session."""
+"""Pipelines into DuckDB."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import dlt
 import pytest
-from dlt.common.configuration.container import Container
-from dlt.common.pipeline import PipelineContext
 from dlt.pipeline.pipeline import Pipeline
-from prefect.testing.utilities import prefect_test_harness
 
 
 @pytest.fixture(autouse=True)
-def no_active_pipeline() -> Iterator[None]:
-    """No pipeline stays active after a test."""
-    yield
-    Container()[PipelineContext].deactivate()
-
-
-@pytest.fixture(scope="session")
-def prefect_api() -> Iterator[None]:
-    """A real Prefect server with a database of its own; it takes some ten seconds to start."""
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
+def _no_active_pipeline(no_active_pipeline: None) -> None:
+    """No pipeline stays active after any of these tests."""
 
 
 @pytest.fixture
