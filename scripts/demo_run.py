@@ -39,7 +39,7 @@ def main(report: Path) -> None:
     tables = [
         {
             "name": name,
-            "loaded": loaded[name].rows if name in loaded else 0,
+            "loaded": loaded[name].rows_text if name in loaded else "0",
             "rows": count,
             "seconds": loaded[name].seconds if name in loaded else None,
         }

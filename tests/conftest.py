@@ -36,7 +36,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def prefect_api(own_prefect_home: None) -> Iterator[None]:  # noqa: ARG001 - it comes first
+def prefect_api(own_prefect_home: None) -> Iterator[None]:
     """A real Prefect server with a database of its own; it takes some ten seconds to start."""
     from prefect.testing.utilities import prefect_test_harness
 

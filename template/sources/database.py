@@ -5,8 +5,8 @@ from dlt.extract import DltSource
 from dlt.sources.sql_database import sql_database
 
 # Tables of which a run loads only what is new or has changed: the table, and the column that grows with each change.
-# Rows replace earlier ones with the same primary key; in a table without one they are added. All other tables are
-# replaced as a whole.
+# Rows replace earlier ones with the same primary key; a table without one would only grow, so give it one with
+# apply_hints(primary_key=...). All other tables are replaced as a whole.
 INCREMENTAL: dict[str, str] = {
     # "orders": "updated_at",
 }

@@ -95,9 +95,7 @@ def test_a_flow_takes_a_database_apart() -> None:
     @flow(task_runner=ThreadPoolTaskRunner(max_workers=5))
     def main() -> Any:
         pipeline = dlt.pipeline("orders", destination=dlt.destinations.duckdb("shop.duckdb"), dataset_name="shop_data")
-        load = create_run_pipeline_flow(
-            pipeline=pipeline, source=sql_database(), decompose=True, flow_name="load_shop"
-        )
+        load = create_run_pipeline_flow(pipeline=pipeline, source=sql_database(), decompose=True, flow_name="load_shop")
         return load(write_disposition="append")
 
     result = main()

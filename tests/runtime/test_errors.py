@@ -113,7 +113,7 @@ def test_the_command_that_drops_pending_data_is_right(tmp_path: Path, monkeypatc
 
     subprocess.run(
         f'"{Path(sys.executable).parent / "dlt"}" --yes {command}',
-        shell=True,  # noqa: S602 - as a user pastes it
+        shell=True,
         check=True,
         capture_output=True,
     )

@@ -23,6 +23,22 @@ pytestmark = pytest.mark.usefixtures("prefect_api")
 MODES = ["none", "sequential", "parallel"]
 
 
+@dlt.source
+def fragile() -> Any:
+    """One resource that loads, and one that never does."""
+
+    @dlt.resource
+    def good() -> Iterator[Any]:
+        yield [{"id": 1}]
+
+    @dlt.resource
+    def bad() -> Iterator[Any]:
+        raise ConnectionError("the line to mysql://ada:s3cret@db is dead")
+        yield
+
+    return good, bad
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_loads_every_table_once(pipeline: Callable[..., Pipeline], mode: Any) -> None:
     load = create_run_pipeline_flow(pipeline, shop, decompose=mode, flow_name="load shop")
@@ -52,12 +68,14 @@ def test_named_resources_are_loaded_and_no_others(pipeline: Callable[..., Pipeli
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_unknown_resource_is_refused_before_anything_runs(pipeline: Callable[..., Pipeline], mode: Any) -> None:
+def test_an_unknown_resource_is_refused_before_anything_runs(
+    pipeline: Callable[..., Pipeline], own_folder: Path, mode: Any
+) -> None:
     load = create_run_pipeline_flow(pipeline, shop, decompose=mode)
 
-    with pytest.raises(UnknownResourcesError, match="no resource 'ordres'.*'orders'"):
-        load(resources=["ordres"])
-    assert not pipeline().has_pending_data
+    with pytest.raises(UnknownResourcesError, match=r"no resource 'ordres'.*'orders'"):
+        load(resources=["orders", "ordres"])
+    assert not (own_folder / "warehouse.duckdb").exists()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -89,25 +107,7 @@ def test_parts_have_pipelines_of_their_own_and_transformers_stay_with_their_sour
     ]
 
 
-def test_a_part_that_fails_stops_no_other_and_is_finished_by_a_later_run(
-    pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    is_broken = True
-
-    @dlt.source
-    def fragile() -> Any:
-        @dlt.resource
-        def good() -> Iterator[Any]:
-            yield [{"id": 1}]
-
-        @dlt.resource
-        def bad() -> Iterator[Any]:
-            if is_broken:
-                raise ConnectionError("the line to mysql://ada:s3cret@db is dead")
-            yield [{"id": 1}]
-
-        return good, bad
-
+def test_a_part_that_fails_stops_no_other(pipeline: Callable[..., Pipeline]) -> None:
     load = create_run_pipeline_flow(pipeline, fragile, decompose=True, flow_name="load fragile")
     with pytest.raises(ComponentsFailedError) as raised:
         load()
@@ -118,9 +118,79 @@ def test_a_part_that_fails_stops_no_other_and_is_finished_by_a_later_run(
     assert "s3cret" not in str(raised.value)
     assert count(pipeline(), "good") == 1
 
-    is_broken = False
-    load(resources=["bad"])
-    assert count(pipeline(), "bad") == 1
+
+@pytest.mark.parametrize("mode", ["sequential", "parallel"])
+def test_what_a_part_has_extracted_is_loaded_by_a_later_run_without_extracting_it_again(
+    pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch, mode: Any
+) -> None:
+    extracted: list[str] = []
+
+    @dlt.source
+    def counted() -> Any:
+        def resource(name: str) -> Any:
+            def rows() -> Iterator[Any]:
+                extracted.append(name)
+                yield [{"id": 1}]
+
+            return dlt.resource(rows, name=name)
+
+        return [resource("first"), resource("second")]
+
+    client = type(pipeline().destination_client())
+    original = client.update_stored_schema
+
+    def update_stored_schema(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if "first" in self.schema.tables:
+            raise ConnectionError("asleep")
+        return original(self, *args, **kwargs)
+
+    load = create_run_pipeline_flow(pipeline, counted, decompose=mode)
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "update_stored_schema", update_stored_schema)
+        with pytest.raises(ComponentsFailedError) as raised:
+            load()
+    if mode == "sequential":
+        assert "'first' has extracted could not be loaded" in raised.value.failures["second"]
+        assert extracted == ["first"]
+    else:
+        assert set(raised.value.failures) == {"first"}
+        assert sorted(extracted) == ["first", "second"]
+
+    extracted.clear()
+    load(resources=["second"] if mode == "sequential" else ["first"])
+
+    # The pending rows of the first part, and of the part that was asked for now.
+    assert count(pipeline(), "first") == (1 if mode == "sequential" else 2)
+    assert count(pipeline(), "second") == 1
+
+
+def test_a_request_to_stop_starts_no_further_part(pipeline: Callable[..., Pipeline]) -> None:
+    started: list[str] = []
+
+    @dlt.source
+    def stopping() -> Any:
+        def resource(name: str) -> Any:
+            def rows() -> Iterator[Any]:
+                started.append(name)
+                raise KeyboardInterrupt
+                yield
+
+            return dlt.resource(rows, name=name)
+
+        return [resource("a"), resource("b")]
+
+    with pytest.raises(KeyboardInterrupt):
+        create_run_pipeline_flow(pipeline, stopping, decompose="sequential")()
+    assert started == ["a"]
+
+
+def test_parts_share_a_pipeline_that_stores_their_traces(pipeline: Callable[..., Pipeline]) -> None:
+    store = pipeline("traces")
+
+    create_run_pipeline_flow(pipeline, shop, decompose=True, store_trace_info=store)()
+
+    assert count(store, "shop__orders_trace") == 1
+    assert count(store, "shop__customers_trace") == 1
 
 
 def test_a_whole_source_that_fails_raises_its_own_error(pipeline: Callable[..., Pipeline]) -> None:
@@ -137,7 +207,7 @@ def test_each_part_retries_by_itself(pipeline: Callable[..., Pipeline]) -> None:
     calls: dict[str, int] = {}
 
     @dlt.source
-    def fragile() -> Any:
+    def shaky() -> Any:
         def resource(name: str, failures: int) -> Any:
             def rows() -> Iterator[Any]:
                 calls[name] = calls.get(name, 0) + 1
@@ -151,7 +221,7 @@ def test_each_part_retries_by_itself(pipeline: Callable[..., Pipeline]) -> None:
 
     create_run_pipeline_flow(
         pipeline,
-        fragile,
+        shaky,
         decompose=True,
         retry_policy=Retrying(stop=stop_after_attempt(3), reraise=True),
         retry_pipeline_steps=["extract", "normalize", "load"],

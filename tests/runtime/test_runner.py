@@ -12,10 +12,12 @@ import dlt
 import pytest
 from dlt.pipeline.exceptions import PipelineStepFailed
 from dlt.pipeline.pipeline import Pipeline
+from prefect.exceptions import TerminationSignal
 from tenacity import AsyncRetrying, Retrying, stop_after_attempt
 
 from prefect_dlt import CallbackCollector, runner
 from prefect_dlt.errors import ConfigurationError, PendingDataError
+from prefect_dlt.retry import chain
 from tests.runtime.conftest import count
 from tests.runtime.sources import shop
 
@@ -110,17 +112,18 @@ def test_pending_data_is_finalised_on_its_own(
     assert runner(again).finalize() is None
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(1)])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(1), TerminationSignal(15)])
 def test_a_request_to_stop_is_not_retried(
     pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch, stop: BaseException
 ) -> None:
     shop_pipeline = pipeline()
     fails = failing_load(shop_pipeline, monkeypatch, stop, times=99)
 
-    # dlt wraps Ctrl-C in its own error, and lets the others pass as they are.
-    with pytest.raises((PipelineStepFailed, type(stop))):
+    # dlt wraps Ctrl-C in an error of its own, which callers would take for a failure.
+    with pytest.raises(type(stop)) as raised:
         runner(shop_pipeline, retry_policy=THREE).run(shop())
 
+    assert raised.value is stop
     assert fails.calls == 1
     assert shop_pipeline.has_pending_data
 
@@ -158,8 +161,9 @@ def test_a_generator_that_fails_once_reports_its_own_error(pipeline: Callable[..
         yield {"id": 1}
         raise ConnectionError("the line is dead")
 
-    with pytest.raises(PipelineStepFailed, match="the line is dead"):
+    with pytest.raises(PipelineStepFailed, match="the line is dead") as raised:
         runner(pipeline(), retry_policy=THREE, retry_pipeline_steps=ALL_STEPS).run(rows(), table_name="orders")
+    assert any(isinstance(cause, ConnectionError) for cause in chain(raised.value, explicit=True))
 
 
 def test_the_policy_of_the_user_keeps_its_own_before_sleep(
@@ -175,9 +179,7 @@ def test_the_policy_of_the_user_keeps_its_own_before_sleep(
     assert slept == [1]
 
 
-def test_a_trace_is_stored_for_each_attempt(
-    pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trace_is_stored_for_each_attempt(pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch) -> None:
     shop_pipeline = pipeline()
     attempts = Fails(ConnectionError("asleep"), times=1)
 
@@ -198,7 +200,9 @@ def test_a_trace_is_stored_for_each_attempt(
 
 def test_a_trace_that_cannot_be_stored_is_kept_as_a_file(pipeline: Callable[..., Pipeline]) -> None:
     shop_pipeline = pipeline()
-    elsewhere = dlt.pipeline("traces", pipelines_dir=shop_pipeline.pipelines_dir, destination=dlt.destinations.dummy(fail_schema_update=True))
+    elsewhere = dlt.pipeline(
+        "traces", pipelines_dir=shop_pipeline.pipelines_dir, destination=dlt.destinations.dummy(fail_schema_update=True)
+    )
 
     runner(shop_pipeline, store_trace_info=elsewhere).run(shop())
 
@@ -291,7 +295,9 @@ def test_a_retry_is_told_where_progress_goes(
 
     runner(shop_pipeline, retry_policy=THREE).run(shop())
 
-    assert "Attempt 1 of pipeline 'shop' failed with PipelineStepFailed; the next one starts in 0.0 s" in stream.getvalue()
+    assert (
+        "Attempt 1 of pipeline 'shop' failed with PipelineStepFailed; the next one starts in 0.0 s" in stream.getvalue()
+    )
 
 
 def test_a_run_without_a_trace_stores_none_of_an_earlier_run(
@@ -305,3 +311,24 @@ def test_a_run_without_a_trace_stores_none_of_an_earlier_run(
 
     assert count(shop_pipeline, "orders") == 4
     assert count(shop_pipeline, "shop_trace") == 1
+
+
+def test_the_record_tells_of_tables_that_an_earlier_run_had_prepared(
+    pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        first = pipeline()
+        failing_load(first, patch, ConnectionError("asleep"), times=99)
+        with pytest.raises(PipelineStepFailed):
+            runner(first).run(shop())
+
+    run = runner(pipeline())
+    run.run([{"id": 1}], table_name="orders")
+
+    assert run.record is not None
+    assert {table.name: table.rows_text for table in run.record.tables()} == {
+        "orders": "1 + earlier",
+        "orders__items": "earlier",
+        "customers": "earlier",
+        "greetings": "earlier",
+    }

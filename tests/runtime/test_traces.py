@@ -153,7 +153,9 @@ def test_the_columns_are_there_before_anything_has_failed(pipeline: Pipeline, da
     pipeline.run([{"id": 1}], table_name="orders")
     store.store(pipeline.last_trace, 1)
 
-    columns = rows(database, "select column_name from information_schema.columns where table_name = 'shop_trace__steps'")
+    columns = rows(
+        database, "select column_name from information_schema.columns where table_name = 'shop_trace__steps'"
+    )
     assert {name for (name,) in columns if not name.startswith("_dlt")} == STEP_KEYS
 
 
@@ -257,9 +259,7 @@ def test_the_trace_after_one_that_could_not_be_stored_is_not_lost(pipeline: Pipe
 
 
 @pytest.mark.usefixtures("_no_second_try")
-def test_a_trace_that_can_be_put_nowhere_is_a_warning_too(
-    pipeline: Pipeline, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_trace_that_can_be_put_nowhere_is_a_warning_too(pipeline: Pipeline, caplog: pytest.LogCaptureFixture) -> None:
     store = ops_pipeline(pipeline, OSError("disk full"))
     pipeline.run([{"id": 1}], table_name="orders")
     (Path(pipeline.working_dir) / "traces").write_text("a file where the folder should be")

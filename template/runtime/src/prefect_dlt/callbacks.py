@@ -19,7 +19,7 @@ from dlt.pipeline.typing import TPipelineStep
 from typing_extensions import override
 
 from prefect_dlt.progress import STAGES, StageProgress
-from prefect_dlt.redact import resolved_secrets
+from prefect_dlt.redact import redacted_traceback, resolved_secrets
 from prefect_dlt.report import RunRecord
 from prefect_dlt.schema_changes import SchemaChanges, compare_schemas
 
@@ -135,16 +135,19 @@ class CallbackCollector(LogCollector):
             record: Of the run; whoever calls this keeps it.
         """
         self._managed = True
-        self._begin(pipeline, record)
         try:
             with record.until_finished():
+                self._begin(pipeline, record)
                 yield
         finally:
             self._managed = False
             self._end(pipeline)
 
     def say(self, message: str, level: int = logging.INFO) -> None:
-        """Write a line to where progress goes."""
+        """Write a line to where progress goes; a failure to do so is logged and costs nothing."""
+        self._guard(self._say, message, level)
+
+    def _say(self, message: str, level: int) -> None:
         if self.logger == "dlt_logger":
             # dlt makes its logger when it first reads its configuration.
             self.logger = dlt_logger.LOGGER or "stdout"
@@ -248,8 +251,8 @@ class CallbackCollector(LogCollector):
             if now - self._logged_at >= self.log_period:
                 self._logged_at = now
                 self._call(self.on_log)
-        except Exception:
-            logger.warning("Progress of %r could not be counted", name, exc_info=True)
+        except Exception as error:  # noqa: BLE001 - no report is worth a load
+            logger.warning("Progress of %r could not be counted\n%s", name, self._traceback(error))
 
     @override
     def _start(self, step: str) -> None:
@@ -265,6 +268,7 @@ class CallbackCollector(LogCollector):
 
     def _begin(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
         self._record = record
+        self._last_trace = None
         self._guard(self.run_started, pipeline, record)
         self._call(self.on_before, pipeline)
 
@@ -277,14 +281,19 @@ class CallbackCollector(LogCollector):
     def _call(self, callback: Callable[..., None], *args: Any) -> None:
         try:
             callback(*args)
-        except Exception:
-            logger.exception("%s.%s raised; the run goes on", type(self).__name__, callback.__name__)
+        except Exception as error:  # noqa: BLE001 - no report is worth a load
+            where = f"{type(self).__name__}.{callback.__name__}"
+            logger.error("%s raised; the run goes on\n%s", where, self._traceback(error))  # noqa: TRY400 - it is redacted
 
     def _guard(self, observe: Callable[..., None], *args: Any) -> None:
         try:
             observe(*args)
-        except Exception:
-            logger.warning("%s could not report; the run goes on", type(self).__name__, exc_info=True)
+        except Exception as error:  # noqa: BLE001 - no report is worth a load
+            logger.warning("%s could not report; the run goes on\n%s", type(self).__name__, self._traceback(error))
+
+    def _traceback(self, error: Exception) -> str:
+        secrets = self._record.secrets if self._record is not None else set[str]()
+        return redacted_traceback(error, secrets | resolved_secrets())
 
     def _reset(self) -> None:
         self._managed = False

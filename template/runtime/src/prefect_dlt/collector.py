@@ -29,9 +29,9 @@ CLOSE_TIMEOUT = 5.0
 class PrefectCollector(CallbackCollector):
     """A `CallbackCollector` that also writes Prefect artifacts.
 
-    In a flow or task run it keeps one progress artifact per stage up to date, and ends with a summary of the run.
-    Outside of one it is a quiet log collector. Sending happens on a thread of its own: a load neither waits for
-    Prefect's API nor fails with it, but for at most `close_timeout` seconds at the end.
+    In a flow or task run, it keeps one progress artifact per stage up to date while `pipeline.run` or the runner works,
+    and ends with a summary of the run. Outside of one it is a quiet log collector. Sending happens on a thread of its
+    own: a load neither waits for Prefect's API nor fails with it, but for at most `close_timeout` seconds at the end.
 
     Args:
         log_period: Shortest time between two lines of progress, and two states of a progress artifact, in seconds.
@@ -57,7 +57,11 @@ class PrefectCollector(CallbackCollector):
     @override
     def run_started(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
         self._run_ids = _current_run_ids()
-        if self._run_ids is not None and self._takes_run_logger:
+        if not self._takes_run_logger:
+            return
+        if self._run_ids is None:
+            self.logger = logging.getLogger("prefect_dlt")
+        else:
             # Prefect keeps the logs of flow runs; for a task outside of one it would warn that it cannot.
             flow_run_id, _ = self._run_ids
             self.logger = get_run_logger(send_to_api=flow_run_id is not None)  # type: ignore[assignment]
@@ -107,16 +111,15 @@ class PrefectCollector(CallbackCollector):
 def artifact_key(*names: str) -> str:
     """Join names into a key that Prefect accepts: lower-case letters, digits and dashes, below 60 characters.
 
-    An underscore becomes two dashes, so that "a_b" and "a-b" differ; a name that holds anything else besides, or is too
-    long, gets a digest of the original.
+    Underscores become dashes. A name that holds anything but small letters, digits and underscores, a dash for example,
+    gets a digest of the original besides, so that no two names share a key; so does one that is too long.
     """
-    joined = "-".join(name.replace("_", "--") for name in names)
-    key = re.sub(r"[^a-z0-9-]+", "-", joined.lower()).strip("-")
-    is_unambiguous = key == joined and not any("--" in name for name in names)
-    if is_unambiguous and len(key) <= LONGEST_KEY:
+    joined = "_".join(names)
+    key = re.sub(r"[^a-z0-9]", "-", joined.lower())
+    if re.fullmatch(r"[a-z0-9][a-z0-9_]*[a-z0-9]", joined) and len(key) <= LONGEST_KEY:
         return key
     digest = hashlib.sha256("\0".join(names).encode()).hexdigest()[:8]
-    return f"{key[: LONGEST_KEY - 9].strip('-')}-{digest}"
+    return f"{key[: LONGEST_KEY - 9].strip('-')}-{digest}".strip("-")
 
 
 def _current_run_ids() -> tuple[UUID | None, UUID | None] | None:

@@ -11,13 +11,19 @@ from typing import cast
 
 import dlt
 from dlt.pipeline.pipeline import Pipeline
+from tenacity import Retrying
+
+from prefect_dlt.retry import RETRYABLE_STEPS
+from prefect_dlt.runner import runner
 
 # dlt imports these when it needs them; several threads that do so at once find half-imported modules.
 _LAZY_IMPORTS = ("numpy", "pandas", "pyarrow", "pyarrow.parquet", "pyarrow.compute")
 
 
 @contextlib.contextmanager
-def shared_dataset(pipeline: Pipeline, dataset_name: str | None = None) -> Generator[None]:
+def shared_dataset(
+    pipeline: Pipeline, dataset_name: str | None = None, retry_policy: Retrying | None = None
+) -> Generator[None]:
     """Make it safe, inside, that pipelines in threads of this process load into the dataset of `pipeline` at once.
 
     An empty seed run creates what all first loads would otherwise race to create: the dataset and dlt's own tables.
@@ -26,29 +32,30 @@ def shared_dataset(pipeline: Pipeline, dataset_name: str | None = None) -> Gener
     Args:
         pipeline: The pipeline that the others derive from.
         dataset_name: The dataset they load into; that of `pipeline` by default.
+        retry_policy: How often the seed run is made again when it fails; not at all by default.
     """
     for module in _LAZY_IMPORTS:
         if importlib.util.find_spec(module.partition(".")[0]):
             importlib.import_module(module)
-    with _seeded(pipeline, dataset_name or pipeline.dataset_name) as seed:
+    with _seeded(pipeline, dataset_name or pipeline.dataset_name, retry_policy) as seed:
         is_duckdb = bool(seed.destination) and seed.destination.destination_type.endswith(".duckdb")
         with seed.sql_client() if is_duckdb else contextlib.nullcontext():
             yield
 
 
 @contextlib.contextmanager
-def _seeded(pipeline: Pipeline, dataset_name: str | None) -> Generator[Pipeline]:
+def _seeded(pipeline: Pipeline, dataset_name: str | None, retry_policy: Retrying | None) -> Generator[Pipeline]:
     """Create the dataset of a pipeline and dlt's own tables in it, and give the pipeline that did so."""
     # A working directory of its own, and gone afterwards: a seed run has nothing to remember.
     with tempfile.TemporaryDirectory(prefix="prefect-dlt-seed-") as folder:
         seed = dlt.pipeline(
-            pipeline_name=f"{pipeline.pipeline_name}__seed",
+            pipeline_name=f"_seed_{pipeline.pipeline_name}",
             pipelines_dir=folder,
             destination=pipeline.destination,
             staging=pipeline.staging,
             dataset_name=cast("str", dataset_name),
         )
-        seed.run([], table_name="seed")
+        runner(seed, retry_policy=retry_policy, retry_pipeline_steps=RETRYABLE_STEPS).run([], table_name="seed")
         yield seed
 
 

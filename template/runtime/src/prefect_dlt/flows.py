@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 from dlt.common.pipeline import LoadInfo
@@ -15,7 +16,6 @@ from dlt.pipeline.pipeline import Pipeline
 from prefect import Flow, Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
-from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
 from tenacity import Retrying
 
@@ -155,7 +155,7 @@ def create_run_pipeline_flow(
     *,
     decompose: bool | Decompose = False,
     flow_name: str | None = None,
-    task_runner: TaskRunner[PrefectFuture[Any]] | None = None,
+    task_runner: TaskRunner[Any] | None = None,
     description: str | None = None,
     retry_policy: Retrying | None = None,
     retry_pipeline_steps: Sequence[str] = ("load",),
@@ -172,8 +172,9 @@ def create_run_pipeline_flow(
         pipeline: The pipeline, or a callable that builds one.
         source: The dlt source, or a callable that builds one. Without taking apart, anything `pipeline.run` takes.
         decompose: "none" or False: one task loads the whole source. "sequential": one task per component, one after
-            another, with the state of the one pipeline. "parallel" or True: one task per component, all at once, each
-            with a pipeline and a state of its own, into one dataset.
+            another, with the state of the one pipeline; one that leaves data it could not load stops the following.
+            "parallel" or True: one task per component, all at once, each with a pipeline and a state of its own, into
+            one dataset.
         flow_name: Name of the flow; "load <pipeline>" where the pipeline is an object, else "load".
         task_runner: What runs the tasks; by default that of the flow that calls this one, or else threads.
         description: What the UI says about the flow.
@@ -243,15 +244,24 @@ def _run_whole(job: _Job, resources: Sequence[str] | None, options: dict[str, An
 
 
 def _run_in_sequence(job: _Job, resources: Sequence[str] | None, options: dict[str, Any]) -> list[ComponentResult]:
-    return [
-        _result_of(part, lambda part=part: _load_part(part)(replace(job, component=part.name), part.resources, options))
-        for part in components(job.build_source(resources))
-    ]
+    results: list[ComponentResult] = []
+    blocked_by: str | None = None
+    for part in components(job.build_source(resources)):
+        if blocked_by is not None:
+            # They share one pipeline: what is pending has to be loaded before it extracts anything else.
+            error = f"not started, because what {blocked_by!r} has extracted could not be loaded"
+            results.append(ComponentResult(part.name, error=error))
+            continue
+        load = partial(_load_part(part), replace(job, component=part.name), part.resources, options)
+        results.append(_result_of(part, load))
+        if results[-1].error is not None and job.build_pipeline().has_pending_data:
+            blocked_by = part.name
+    return results
 
 
 def _run_in_parallel(job: _Job, resources: Sequence[str] | None, options: dict[str, Any]) -> list[ComponentResult]:
     parts = components(job.build_source(resources))
-    with shared_dataset(job.build_pipeline(), options.get("dataset_name")):
+    with shared_dataset(job.build_pipeline(), options.get("dataset_name"), job.retry_policy):
         futures = [
             _load_part(part).submit(replace(job, component=part.name, derived=True), part.resources, options)  # pyright: ignore[reportUnknownMemberType]
             for part in parts

@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from dlt.common.pipeline import ExtractInfo, LoadInfo, NormalizeInfo, SupportsPipeline
+from dlt.pipeline.exceptions import PipelineStepFailed
 from dlt.pipeline.trace import PipelineStepTrace, PipelineTrace
 
 from prefect_dlt.progress import STAGES
@@ -35,19 +36,24 @@ class TableRow:
 
     Attributes:
         name: Name of the table in the destination.
-        rows: Rows that were normalised into it; None when an earlier run, which ended before it loaded them, did that.
+        rows: Rows that were normalised into it by this run.
         seconds: Time spent on it, writing it in extract and normalize and loading it; stages of other tables that ran
             meanwhile are not counted.
+        with_earlier: Whether rows were loaded besides that an earlier run had normalised, and not lived to load. They
+            are not in `rows`.
     """
 
     name: str
-    rows: int | None
+    rows: int
     seconds: float
+    with_earlier: bool = False
 
     @property
     def rows_text(self) -> str:
-        """The rows as text, a dash when they are not known."""
-        return "-" if self.rows is None else f"{self.rows:,}"
+        """The rows as text: "336,776", "earlier" for an earlier run's alone, or "16 + earlier"."""
+        if not self.with_earlier:
+            return f"{self.rows:,}"
+        return f"{self.rows:,} + earlier" if self.rows else "earlier"
 
 
 @dataclass(frozen=True)
@@ -162,7 +168,7 @@ class RunRecord:
 
     def tables(self) -> list[TableRow]:
         """Return the tables that the run wrote, dlt's own left out, most rows first."""
-        rows: dict[str, int | None] = {}
+        rows: dict[str, int] = {}
         seconds: dict[str, float] = {}
         # A repeated extract or normalize tells of its package again, and knows better; each load tells what it did.
         latest: dict[tuple[str, ...], tuple[bool, Sequence[Mapping[str, Any]]]] = {}
@@ -175,10 +181,27 @@ class RunRecord:
         for is_normalize, metrics in latest.values():
             for metric in metrics:
                 _count(metric, is_normalize, rows, seconds)
+        earlier = self._tables_of_earlier_runs()
         tables = [
-            TableRow(name, count, seconds.get(name, 0.0)) for name, count in rows.items() if not name.startswith("_dlt")
+            TableRow(name, rows.get(name, 0), seconds.get(name, 0.0), name in earlier)
+            for name in rows.keys() | earlier
+            if not name.startswith("_dlt")
         ]
         return most_rows_first(tables)
+
+    def _tables_of_earlier_runs(self) -> set[str]:
+        """Return the tables in packages that this run has loaded but not normalised."""
+        infos = [step.step_info for step in self._steps.values()]
+        normalized = {load_id for info in infos if isinstance(info, NormalizeInfo) for load_id in info.loads_ids}
+        return {
+            job.table_name
+            for info in infos
+            if isinstance(info, LoadInfo)
+            for load_id, metrics in info.metrics.items()
+            if load_id not in normalized
+            for metric in metrics
+            for job in metric["job_metrics"].values()
+        }
 
 
 def summary(record: RunRecord) -> str:
@@ -197,7 +220,7 @@ def summary(record: RunRecord) -> str:
         rows = [(_code(safe(row.name)), row.rows_text, f"{row.seconds:,.1f}") for row in tables]
         parts += ["## Tables", _table(("Table", "Rows", "Seconds"), rows, right=(1, 2))]
     if record.failures:
-        errors = [safe(f"{type(error).__name__}: {error}")[:LONGEST_LINE] for error in record.failures]
+        errors = [safe(_one_line(error))[:LONGEST_LINE] for error in record.failures]
         rows = [(str(number), _code(error)) for number, error in enumerate(errors, 1)]
         parts += ["## Failed attempts", _table(("Attempt", "Error"), rows, right=(0,))]
     facts = {
@@ -220,13 +243,13 @@ def summary(record: RunRecord) -> str:
 
 def most_rows_first(tables: Iterable[TableRow]) -> list[TableRow]:
     """Return the tables in the order in which people look for them."""
-    return sorted(tables, key=lambda row: (-(row.rows or 0), row.name))
+    return sorted(tables, key=lambda row: (-row.rows, row.name))
 
 
 def headline(record: RunRecord) -> str:
     """Return what a run did in one plain line."""
     tables = record.tables()
-    rows = sum(row.rows or 0 for row in tables)
+    rows = sum(row.rows for row in tables)
     parts = [_number(rows, "row"), _number(len(tables), "table"), f"{record.seconds:,.1f} s"]
     if record.failures:
         parts.append(f"{record.attempts} attempts")
@@ -242,6 +265,13 @@ def text_table(tables: Sequence[TableRow]) -> str:
     return "\n".join(lines)
 
 
+def _one_line(error: BaseException) -> str:
+    """Say what went wrong, without what dlt says around it: the step, the error behind it, and its message."""
+    if isinstance(error, PipelineStepFailed):
+        return f"{error.step}: {_one_line(error.exception)}"
+    return f"{type(error).__name__}: {error}"
+
+
 def _number(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
@@ -252,18 +282,15 @@ def _outcome(record: RunRecord) -> str:
     return "loaded" if record.error is None else "failed"
 
 
-def _count(
-    metric: Mapping[str, Any], is_normalize: bool, rows: dict[str, int | None], seconds: dict[str, float]
-) -> None:
+def _count(metric: Mapping[str, Any], is_normalize: bool, rows: dict[str, int], seconds: dict[str, float]) -> None:
     for name, written in metric.get("table_metrics", {}).items():
         seconds[name] = seconds.get(name, 0.0) + max(0.0, written.last_modified - written.created)
         if is_normalize:
-            rows[name] = (rows.get(name) or 0) + written.items_count
+            rows[name] = rows.get(name, 0) + written.items_count
     for job in metric.get("job_metrics", {}).values():
         if getattr(job, "finished_at", None) and getattr(job, "started_at", None):
             took = (job.finished_at - job.started_at).total_seconds()
             seconds[job.table_name] = seconds.get(job.table_name, 0.0) + took
-            rows.setdefault(job.table_name, None)
 
 
 def _seconds(step: PipelineStepTrace) -> float:

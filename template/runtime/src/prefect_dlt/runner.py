@@ -13,7 +13,7 @@ from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
 from prefect_dlt.callbacks import CallbackCollector
 from prefect_dlt.errors import ConfigurationError, PendingDataError
 from prefect_dlt.report import RunRecord
-from prefect_dlt.retry import check_steps, is_exhausted, no_retry, worth_retrying
+from prefect_dlt.retry import chain, check_steps, is_exhausted, is_stop_request, no_retry, worth_retrying
 from prefect_dlt.traces import TraceStore
 
 logger = logging.getLogger("prefect_dlt")
@@ -152,9 +152,12 @@ class PipelineRunner:
         try:
             return policy(once)
         except Exception as error:
+            # dlt wraps Ctrl-C and signals in an ordinary error, which callers would take for a failure like any other.
+            if (stop := next(filter(is_stop_request, chain(error, explicit=True)), None)) is not None:
+                raise stop from None
             # A generator cannot be read twice: the error of the second attempt would hide the one that matters.
             if first_error is not None and first_error is not error and is_exhausted(error):
-                raise first_error from None
+                raise first_error from first_error.__cause__
             raise
 
     def _before_sleep(self, state: RetryCallState) -> None:
@@ -205,7 +208,7 @@ class PipelineRunner:
             load_ids = (*self.pipeline.list_extracted_load_packages(), *self.pipeline.list_normalized_load_packages())
             raise PendingDataError(self.pipeline.pipeline_name, self.pipeline.working_dir, tuple(load_ids))
         self.pipeline.drop()
-        self.pipeline.sync_destination()
+        self._attempt(lambda: self.pipeline.sync_destination())  # noqa: PLW0108 - its arguments are not ours
 
     def _settings(self) -> dict[str, str]:
         stop = type(self._policy.stop).__name__

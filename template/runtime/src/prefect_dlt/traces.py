@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from prefect_dlt.redact import redact, redacted_traceback, resolved_secrets
 from prefect_dlt.retry import chain, is_stop_request
 
 logger = logging.getLogger("prefect_dlt")
+
+_one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,11 @@ class TraceStore:
             active.activate()
 
     def _load(self, record: dict[str, Any]) -> None:
+        # Parts of a source that run at the same time may share the pipeline that stores their traces.
+        with _one_at_a_time:
+            self._load_alone(record)
+
+    def _load_alone(self, record: dict[str, Any]) -> None:
         if self.pipeline.has_pending_data:
             # Not left to run(): it would load what is pending, and leave out what it is given.
             self.pipeline.activate()
