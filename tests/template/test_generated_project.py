@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.template.conftest import Generate
+from tests.template.conftest import Generate, commit, git
 
 # Each source, each destination and each way to take a source apart at least once.
 ANSWERS = [
@@ -39,10 +39,13 @@ def test_a_generated_project_passes_its_own_checks(generate: Generate, tmp_path:
         )
         assert done.returncode == 0, f"uv {' '.join(arguments)}\n{done.stdout}"
 
+    git(project, "init", "--quiet")
     uv("sync", "--python", sys.executable)
     uv("run", "--no-sync", "ruff", "check")
     uv("run", "--no-sync", "ruff", "format", "--check")
     uv("run", "--no-sync", "pyright")
+    commit(project, "Scaffold")
+    uv("run", "--no-sync", "pre-commit", "run", "--all-files")
     uv("run", "--no-sync", "pytest", HOME=str(home), PREFECT_HOME=str(home / ".prefect"))
 
     # The tests left the project's data and the user's home alone.
