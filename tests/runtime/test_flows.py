@@ -279,3 +279,12 @@ def test_first_runs_of_many_parts_do_not_get_in_each_others_way(own_folder: Path
     result = create_run_pipeline_flow(pipeline, wide, decompose=True)()
 
     assert [table.rows for table in result.tables] == [10] * 16
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_dataset_that_duckdb_cannot_tell_from_its_file_is_refused_by_name(own_folder: Path, mode: Any) -> None:
+    same = dlt.pipeline("orders", destination=dlt.destinations.duckdb("shop.duckdb"), dataset_name="shop")
+
+    with pytest.raises(ConfigurationError, match=r"dataset_name cannot be 'shop'.*shop\.duckdb.*rename"):
+        create_run_pipeline_flow(same, shop, decompose=mode)()
+    assert not (own_folder / "shop.duckdb").exists()

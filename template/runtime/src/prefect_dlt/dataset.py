@@ -7,12 +7,14 @@ import importlib
 import importlib.util
 import tempfile
 from collections.abc import Generator
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import dlt
 from dlt.pipeline.pipeline import Pipeline
 from tenacity import Retrying
 
+from prefect_dlt.errors import ConfigurationError
 from prefect_dlt.retry import RETRYABLE_STEPS
 from prefect_dlt.runner import runner
 
@@ -37,10 +39,9 @@ def shared_dataset(
     for module in _LAZY_IMPORTS:
         if importlib.util.find_spec(module.partition(".")[0]):
             importlib.import_module(module)
-    with _seeded(pipeline, dataset_name or pipeline.dataset_name, retry_policy) as seed:
-        is_duckdb = bool(seed.destination) and seed.destination.destination_type.endswith(".duckdb")
-        with seed.sql_client() if is_duckdb else contextlib.nullcontext():
-            yield
+    seeded = _seeded(pipeline, dataset_name or pipeline.dataset_name, retry_policy)
+    with seeded as seed, seed.sql_client() if _is_duckdb(seed) else contextlib.nullcontext():
+        yield
 
 
 @contextlib.contextmanager
@@ -57,6 +58,25 @@ def _seeded(pipeline: Pipeline, dataset_name: str | None, retry_policy: Retrying
         )
         runner(seed, retry_policy=retry_policy, retry_pipeline_steps=RETRYABLE_STEPS).run([], table_name="seed")
         yield seed
+
+
+def check_dataset_name(pipeline: Pipeline) -> None:
+    """Refuse a dataset that DuckDB would take for the database that it is in.
+
+    Raises:
+        ConfigurationError: If the dataset is called as the file of the database is. DuckDB answers "Ambiguous reference
+            to catalog or schema", and dlt takes that for a race that a retry may win.
+    """
+    if not _is_duckdb(pipeline):
+        return
+    database: Any = pipeline.destination_client().config.credentials
+    if Path(str(database.database)).stem.lower() == str(pipeline.dataset_name).lower():
+        expected = f"DuckDB calls the database in {database.database} so too, and cannot tell them apart; rename either"
+        raise ConfigurationError("dataset_name", pipeline.dataset_name, expected)
+
+
+def _is_duckdb(pipeline: Pipeline) -> bool:
+    return bool(pipeline.destination) and pipeline.destination.destination_type.endswith(".duckdb")
 
 
 def derive(pipeline: Pipeline, name: str) -> Pipeline:

@@ -20,7 +20,7 @@ from prefect.task_runners import TaskRunner
 from tenacity import Retrying
 
 from prefect_dlt.collector import PrefectCollector
-from prefect_dlt.dataset import derive, shared_dataset
+from prefect_dlt.dataset import check_dataset_name, derive, shared_dataset
 from prefect_dlt.decompose import Component, Decompose, components, decompose_mode, derived_name, select
 from prefect_dlt.errors import ComponentsFailedError
 from prefect_dlt.redact import redact, resolved_secrets
@@ -89,6 +89,7 @@ class _Job:
 
     def build_pipeline(self) -> Pipeline:
         pipeline = self.pipeline if isinstance(self.pipeline, Pipeline) else self.pipeline()
+        check_dataset_name(pipeline)
         if self.derived:
             base, pipeline = pipeline, derive(pipeline, derived_name(pipeline.pipeline_name, self.component))
             pipeline.collector = _own_collector(base)

@@ -1,0 +1,39 @@
+"""Who may import whom: what decides and what acts knows no Prefect, and imports point one way."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import prefect_dlt
+
+FOLDER = Path(prefect_dlt.__file__).parent
+TALK = {"collector", "flows", "publisher"}
+ACT = {"callbacks", "dataset", "runner", "traces"}
+DECIDE = {"decompose", "errors", "progress", "redact", "report", "retry", "schema_changes"}
+
+
+def imports_of(module: str) -> set[str]:
+    """Return what a module imports: its own package's modules by name, others by their package."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse((FOLDER / f"{module}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(str(node.module))
+    return {name.partition(".")[2] if name.startswith("prefect_dlt.") else name.partition(".")[0] for name in names}
+
+
+def test_every_module_has_its_place() -> None:
+    assert {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "_version"} == TALK | ACT | DECIDE
+
+
+def test_only_what_talks_to_prefect_imports_it() -> None:
+    assert {module for module in TALK | ACT | DECIDE if "prefect" in imports_of(module)} == TALK
+
+
+def test_imports_point_from_talk_to_act_to_decide() -> None:
+    for module in DECIDE:
+        assert not imports_of(module) & (ACT | TALK), module
+    for module in ACT:
+        assert not imports_of(module) & TALK, module
