@@ -159,10 +159,14 @@ def test_failed_jobs_are_told_and_not_counted_twice() -> None:
 
 def test_the_state_that_dlt_extracts_like_a_source_leaves_no_trace() -> None:
     progress = StageProgress("extract", started=0.0)
-    for step, table, rows in (("Extract shop", "orders", 7), ("Extract shop", "_dlt_pipeline_state", 1)):
+    for step, table, rows in (
+        ("Extract shop", "orders", 7),
+        ("Extract shop", "_dlt_pipeline_state", 1),
+        ("Extract shop", "items", 3),
+    ):
         progress.open(step)
         progress.update("Resources", 0, total=1)
         progress.update(table, rows)
         progress.update("Resources", 1)
 
-    assert progress.line(0.0) == "extract · 1 of 1 resources · 7 rows"
+    assert progress.line(0.0) == "extract · 2 of 2 resources · 10 rows"

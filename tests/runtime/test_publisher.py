@@ -48,6 +48,7 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         api = self.server
         if api.hanging.is_set():
+            api.caught.set()
             api.released.wait(GENEROUS)
             self.close_connection = True
             return
@@ -89,6 +90,7 @@ class Api(ThreadingHTTPServer):
         self.connections: list[socket.socket] = []
         self.lock = threading.Lock()
         self.hanging = threading.Event()
+        self.caught = threading.Event()
         self.released = threading.Event()
         self.status_of: Callable[[Any, bool], int] = lambda _body, create: 201 if create else 204
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -133,7 +135,8 @@ def _no_events() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _publishers_of_its_own() -> Iterator[None]:
+def _publishers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(module, "FLUSH_PERIOD", 0.1)
     yield
     for each in list(module._publishers.values()):
         each.close()
@@ -141,7 +144,7 @@ def _publishers_of_its_own() -> Iterator[None]:
 
 
 @pytest.fixture
-def using() -> Iterator[Callable[[str], Publisher]]:
+def using(api: Api) -> Iterator[Callable[[str], Publisher]]:
     """Return what makes a publisher for the API at an address."""
     made: list[Publisher] = []
 
@@ -151,6 +154,7 @@ def using() -> Iterator[Callable[[str], Publisher]]:
         return made[-1]
 
     yield use
+    api.released.set()
     for each in made:
         each.close()
 
@@ -285,6 +289,32 @@ def test_a_flush_waits_for_what_was_put_before_it_and_not_for_what_comes_after(a
         thread.join()
 
 
+def test_a_flush_waits_for_what_was_put_while_a_call_was_under_way(api: Api, using: Any) -> None:
+    fine, calls = api.status_of, threading.Semaphore(0)
+
+    def answer_when_told(body: Any, create: bool) -> int:
+        calls.acquire(timeout=GENEROUS)
+        return fine(body, create)
+
+    api.status_of = answer_when_told
+    sender, flushed = using(api.url), threading.Event()
+    sender.put(place("first"), progress(1.0))
+    assert eventually(lambda: sender._is_sending)
+    sender.put(place("second"), progress(2.0))
+    thread = threading.Thread(target=lambda: sender.flush(GENEROUS) and flushed.set())
+    thread.start()
+    assert eventually(lambda: sender._wanted == 2)
+
+    calls.release()
+    assert eventually(lambda: api.data("first") == [1.0])
+    assert not flushed.wait(0.2)
+    calls.release()
+
+    assert flushed.wait(GENEROUS)
+    assert api.data("second") == [2.0]
+    thread.join()
+
+
 def test_with_nothing_to_send_a_flush_returns_at_once_and_calls_nobody(api: Api, using: Any) -> None:
     assert using(api.url).flush(GENEROUS)
     assert api.calls == []
@@ -411,7 +441,7 @@ def test_a_draft_put_during_a_failing_call_wins_over_the_one_that_failed(
     api.hanging.set()
     sender = using(api.url)
     sender.put(place(), progress(1.0))
-    assert eventually(lambda: sender._is_sending)
+    assert api.caught.wait(GENEROUS)
     sender.put(place(), progress(2.0))
 
     api.hanging.clear()

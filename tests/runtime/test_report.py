@@ -194,9 +194,11 @@ def test_of_a_step_that_is_repeated_the_last_word_counts(pipeline: Pipeline) -> 
     complete = next(step for step in trace.steps if step.step == "normalize")
     info = complete.step_info
     assert info is not None
+    ((load_id, (metrics,)),) = info.metrics.items()
+    half_way = {"orders": metrics["table_metrics"]["orders"]._replace(items_count=1)}
     partial = complete._replace(
         span_id="first",
-        step_info=info._replace(metrics={load_id: [] for load_id in info.metrics}),
+        step_info=info._replace(metrics={load_id: [{**metrics, "table_metrics": half_way}]}),
         step_exception="broke",
     )
     record = empty_record()

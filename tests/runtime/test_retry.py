@@ -337,7 +337,7 @@ def test_steps_come_in_the_order_of_a_run_each_once() -> None:
     assert check_steps(()) == ()
 
 
-@pytest.mark.parametrize("steps", ["load", ["sync"], ["load", "run"], None, 3])
+@pytest.mark.parametrize("steps", ["load", "", ["sync"], ["load", "run"], None, 3])
 def test_steps_that_are_none_are_refused_with_those_to_choose_from(steps: Any) -> None:
     with pytest.raises(ConfigurationError, match="'extract', 'normalize', 'load'"):
         check_steps(steps)

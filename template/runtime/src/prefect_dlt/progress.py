@@ -69,11 +69,9 @@ class StageProgress:
             return
         if label == "Failed":
             self.failed += inc
-            return
-        if label is not None:
-            return
-        self.done += inc
-        self.total += (total or 0) + (inc_total or 0)
+        elif label is None:
+            self.done += inc
+            self.total += (total or 0) + (inc_total or 0)
 
     @property
     def percent(self) -> float:

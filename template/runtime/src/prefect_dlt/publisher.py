@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import contextvars
 import logging
 import os
@@ -65,8 +64,7 @@ class Publisher:
         self._rounds = 0
         self._wanted = 0
         self._is_failing = False
-        # Only the thread's: one client serves many rounds, since making one takes longer than a round.
-        self._connection = contextlib.ExitStack()
+        # Only the thread's: one client serves all rounds, since making one takes longer than a round.
         self._client: SyncPrefectClient | None = None
         # A new thread has no Prefect settings of its own; it takes those of the run that starts it.
         self._thread = threading.Thread(
@@ -132,7 +130,8 @@ class Publisher:
                     self._rounds += 1
                     self._changed.notify_all()
                     self._changed.wait_for(lambda: self._wanted > self._rounds or self._is_closing, FLUSH_PERIOD)
-            self._disconnect()
+            if self._client is not None:
+                self._client.__exit__()
 
     def _send(self, drafts: dict[Place, Draft]) -> tuple[dict[Place, Draft], Exception | None]:
         """Send drafts; return those to be sent again, and what went wrong, if something did."""
@@ -146,7 +145,6 @@ class Publisher:
                 if refusal is None or refusal.response.status_code in REFUSALS:
                     del unsent[place]
         except Exception as error:  # noqa: BLE001 - no report is worth the thread that sends the next ones
-            self._disconnect()
             problem = error
         return unsent, problem
 
@@ -181,13 +179,8 @@ class Publisher:
         if self._client is None:
             # With settings of its own, it is not the client of the run, which is another thread's.
             settings = {"timeout": REQUEST_TIMEOUT, "limits": Limits(keepalive_expiry=KEEPALIVE)}
-            self._client = self._connection.enter_context(get_client(sync_client=True, httpx_settings=settings))
+            self._client = get_client(sync_client=True, httpx_settings=settings).__enter__()
         return self._client
-
-    def _disconnect(self) -> None:
-        self._client = None
-        with contextlib.suppress(Exception):
-            self._connection.close()
 
 
 _publishers: dict[str | None, Publisher] = {}
