@@ -25,7 +25,7 @@ class Recorder(NullCollector):
 
     def _start(self, step: str) -> None:
         assert self.current is not None
-        self.current.open(step)
+        self.current.open()
 
     def update(self, name: str, inc: int = 1, total: Any = None, inc_total: Any = None, *_: Any, **more: Any) -> None:
         assert self.current is not None
@@ -96,7 +96,7 @@ def test_whatever_is_counted_the_percentage_stays_between_0_and_100_and_never_fa
     for _ in range(200):
         name = dice.choice(["Resources", "Files", "Jobs", "orders", "_dlt_pipeline_state"])
         if dice.random() < 0.1:
-            progress.open(f"Part {dice.randrange(3)}")
+            progress.open()
         progress.update(
             name,
             dice.randrange(4),
@@ -159,12 +159,8 @@ def test_failed_jobs_are_told_and_not_counted_twice() -> None:
 
 def test_the_state_that_dlt_extracts_like_a_source_leaves_no_trace() -> None:
     progress = StageProgress("extract", started=0.0)
-    for step, table, rows in (
-        ("Extract shop", "orders", 7),
-        ("Extract shop", "_dlt_pipeline_state", 1),
-        ("Extract shop", "items", 3),
-    ):
-        progress.open(step)
+    for table, rows in (("orders", 7), ("_dlt_pipeline_state", 1), ("items", 3)):
+        progress.open()
         progress.update("Resources", 0, total=1)
         progress.update(table, rows)
         progress.update("Resources", 1)

@@ -257,7 +257,7 @@ class CallbackCollector(LogCollector):
     @override
     def _start(self, step: str) -> None:
         if self._progress is not None:
-            self._progress.open(step)
+            self._guard(self._progress.open)
 
     @override
     def _stop(self) -> None:

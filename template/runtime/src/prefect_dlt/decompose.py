@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -49,7 +50,7 @@ def decompose_mode(decompose: bool | str) -> Decompose:
     return decompose  # type: ignore[return-value]
 
 
-def select(source: Any, resources: list[str] | tuple[str, ...] | None) -> Any:
+def select(source: Any, resources: Sequence[str] | None) -> Any:
     """Return the source with only these resources selected; all that it selects itself for None.
 
     Raises:
@@ -61,7 +62,7 @@ def select(source: Any, resources: list[str] | tuple[str, ...] | None) -> Any:
         return source
     if not isinstance(source, DltSource):
         raise NotASourceError(type(source).__name__)
-    if isinstance(resources, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if isinstance(resources, str):
         raise ConfigurationError("resources", resources, "give a list of names")
     known = tuple(source.resources)
     if unknown := tuple(name for name in resources if name not in known):

@@ -98,7 +98,7 @@ class _Job:
         return pipeline
 
     def build_source(self, resources: Sequence[str] | None) -> Any:
-        return select(_built(self.source), list(resources) if resources is not None else None)
+        return select(_built(self.source), resources)
 
     def run(self, resources: Sequence[str] | None, run_options: dict[str, Any]) -> ComponentResult:
         started = time.monotonic()
@@ -291,8 +291,9 @@ def _result_of(part: Component, wait: Callable[[], ComponentResult]) -> Componen
     try:
         return wait()
     except Exception as error:  # noqa: BLE001 - whatever failed, it is told with the others
-        message = " ".join(f"{type(error).__name__}: {error}".split())
-        return ComponentResult(part.name, error=redact(message, resolved_secrets()))
+        # Masked first: what is secret may not survive being put on one line.
+        message = redact(f"{type(error).__name__}: {error}", resolved_secrets())
+        return ComponentResult(part.name, error=" ".join(message.split()))
 
 
 def _all_loaded(flow_name: str, results: Sequence[ComponentResult]) -> tuple[ComponentResult, ...]:

@@ -42,8 +42,8 @@ class StageProgress:
     _before_part: tuple[int, int] = field(default=(0, 0), repr=False)
     _is_own_state: bool = field(default=False, repr=False)
 
-    def open(self, step: str) -> None:  # noqa: ARG002 - the names of sources are not unique, so they tell nothing
-        """Note that dlt opened a part of the stage: a source or a load package, by the name dlt gives it."""
+    def open(self) -> None:
+        """Note that dlt opened a part of the stage: a source or a load package."""
         self._before_part = (self.done, self.total)
         self._is_own_state = False
 
