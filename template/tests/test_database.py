@@ -21,6 +21,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[sqlite3.Co
     monkeypatch.setenv("SOURCES__SQL_DATABASE__CREDENTIALS", f"sqlite:///{path.as_posix()}")
     monkeypatch.setenv("SOURCES__SQL_DATABASE__SCHEMA", "main")
     monkeypatch.setenv("SOURCES__SQL_DATABASE__TABLE_NAMES", '["orders"]')
+    monkeypatch.setattr(database, "INCREMENTAL", {})
     with closing(sqlite3.connect(path)) as shop:
         shop.executescript(
             """

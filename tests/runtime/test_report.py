@@ -13,7 +13,16 @@ from dlt.pipeline.pipeline import Pipeline
 from dlt.pipeline.trace import PipelineStepTrace, PipelineTrace
 from markdown_it import MarkdownIt
 
-from prefect_dlt.report import LONGEST_ERROR, LONGEST_TABLE, RunRecord, TableRow, headline, summary, text_table
+from prefect_dlt.report import (
+    LONGEST_ERROR,
+    LONGEST_MESSAGE,
+    LONGEST_TABLE,
+    RunRecord,
+    TableRow,
+    headline,
+    summary,
+    text_table,
+)
 
 HOSTILE = [
     "a|b",
@@ -171,7 +180,7 @@ def test_a_run_that_failed_shows_where_and_why(pipeline: Pipeline) -> None:
 
     record = recorded(pipeline, lambda: pipeline.run(orders))
 
-    assert headline(record).startswith("Failed · 0 rows · 0 tables")
+    assert headline(record).startswith("Failed in extract · ")
     page = summary(record)
     assert "ConnectionError: the source is down" in page
     assert [row[:3] for row in cells(page, "Stages")[1:]] == [["extract", "failed", "1"]]
@@ -241,7 +250,10 @@ def test_a_hostile_error_keeps_to_its_cell(text: str) -> None:
 def test_a_hostile_error_keeps_to_its_block(text: str) -> None:
     html = rendered(summary(finished(raised(ValueError(text)))))
 
-    block = re.search(r"<h2>Error</h2>\n<pre><code[^>]*>([^<]*)</code></pre>\n<h2>Run</h2>", html)
+    line = re.search(r"<h2>Error</h2>\n<p><code>([^<]*)</code></p>\n<h2>Run</h2>", html)
+    assert line, html
+    assert "ValueError" in line[1]
+    block = re.search(r"<h2>Traceback</h2>\n<pre><code[^>]*>([^<]*)</code></pre>\s*$", html)
     assert block, html
     assert "ValueError" in block[1]
 
@@ -256,7 +268,7 @@ def test_a_page_can_be_sent_and_stored_whatever_it_holds() -> None:
 def test_a_traceback_without_end_is_cut_in_the_middle() -> None:
     page = summary(finished(raised(ValueError("start " + "x" * 100_000 + " end"))))
 
-    assert len(page) < LONGEST_ERROR + 1_000
+    assert len(page) < LONGEST_ERROR + LONGEST_MESSAGE + 1_000
     assert "start x" in page
     assert "x end" in page
     assert "characters left out" in page

@@ -332,3 +332,20 @@ def test_the_record_tells_of_tables_that_an_earlier_run_had_prepared(
         "customers": "earlier",
         "greetings": "earlier",
     }
+
+
+def test_data_that_cannot_be_built_is_retried_and_reported(pipeline: Callable[..., Pipeline]) -> None:
+    fails = Fails(ConnectionError("no such host"), times=2)
+
+    def build() -> Any:
+        fails()
+        return shop()
+
+    shop_pipeline = pipeline()
+    run = runner(shop_pipeline, retry_policy=THREE)
+    run.run_built(build)
+
+    assert fails.calls == 3
+    assert run.record is not None
+    assert [str(error) for error in run.record.failures] == ["no such host", "no such host"]
+    assert count(shop_pipeline, "orders") == 2

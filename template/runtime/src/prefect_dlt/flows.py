@@ -110,7 +110,7 @@ class _Job:
             store_trace_info=self.store_trace_info,
             run_from_clean_folder=self.run_from_clean_folder,
         )
-        info = run.run(self.build_source(resources), **run_options)
+        info = run.run_built(lambda: self.build_source(resources), **run_options)
         tables = tuple(run.record.tables()) if run.record else ()
         return ComponentResult(self.component, pipeline.pipeline_name, time.monotonic() - started, info, tables)
 

@@ -23,8 +23,11 @@ LONGEST_TABLE = 50
 LONGEST_ERROR = 20_000
 """Characters of a traceback in a report; of a longer one the beginning and the end are shown."""
 
+LONGEST_MESSAGE = 1_000
+"""Characters of the error that a report begins with; the whole of it is in the traceback."""
+
 LONGEST_LINE = 300
-"""Characters of an error that is told in one line."""
+"""Characters of an error in a table."""
 
 # Half characters and control characters; databases and APIs refuse some of them.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -210,9 +213,9 @@ def summary(record: RunRecord) -> str:
     def safe(text: str) -> str:
         return redact(text, record.secrets)
 
-    parts = [f"# {_code(safe(record.pipeline_name))}: {_outcome(record)}"]
+    parts = [f"# {_span(safe(record.pipeline_name))}: {_outcome(record)}"]
     if record.error is not None:
-        parts += ["## Error", _fence(_cut(redacted_traceback(record.error, record.secrets)))]
+        parts += ["## Error", _span(safe(_one_line(record.error))[:LONGEST_MESSAGE])]
     if stages := record.stages():
         rows = [(row.name, row.state, str(row.tries), f"{row.seconds:,.1f}") for row in stages]
         parts += ["## Stages", _table(("Stage", "State", "Tries", "Seconds"), rows, right=(2, 3))]
@@ -220,16 +223,18 @@ def summary(record: RunRecord) -> str:
         rows = [(_code(safe(row.name)), row.rows_text, f"{row.seconds:,.1f}") for row in tables]
         parts += ["## Tables", _table(("Table", "Rows", "Seconds"), rows, right=(1, 2))]
     if record.failures:
-        errors = [safe(_one_line(error))[:LONGEST_LINE] for error in record.failures]
+        failures = record.failures + ([record.error] if record.error is not None else [])
+        errors = [safe(_one_line(error))[:LONGEST_LINE] for error in failures]
         rows = [(str(number), _code(error)) for number, error in enumerate(errors, 1)]
         parts += ["## Failed attempts", _table(("Attempt", "Error"), rows, right=(0,))]
     facts = {
         "Destination": record.destination,
         "Dataset": record.dataset_name,
-        "Load packages": ", ".join(record.load_ids) or "none",
+        "Load packages": ", ".join(record.load_ids),
         **record.settings,
     }
-    parts += ["## Run", _table(("", ""), [(name, _code(safe(value))) for name, value in facts.items()])]
+    rows = [(name, _code(safe(value))) for name, value in facts.items() if value]
+    parts += ["## Run", _table(("Setting", "Value"), rows)]
     if record.schema_changes:
         rows = [
             (_code(safe(table)), _code(safe(column)), str(hints.get("data_type") or "not known yet"))
@@ -238,6 +243,8 @@ def summary(record: RunRecord) -> str:
             for column, hints in columns.items()
         ]
         parts += ["## Schema changes", _table(("Table", "Column", "Type"), rows)]
+    if record.error is not None:
+        parts += ["## Traceback", _fence(_cut(redacted_traceback(record.error, record.secrets)))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -248,12 +255,15 @@ def most_rows_first(tables: Iterable[TableRow]) -> list[TableRow]:
 
 def headline(record: RunRecord) -> str:
     """Return what a run did in one plain line."""
+    seconds = f"{record.seconds:,.1f} s"
+    attempts = [f"{record.attempts} attempts"] if record.failures else []
+    if record.error is not None:
+        where = f" in {record.error.step}" if isinstance(record.error, PipelineStepFailed) else ""
+        return " · ".join([f"Failed{where}", *attempts, seconds])
     tables = record.tables()
     rows = sum(row.rows for row in tables)
-    parts = [_number(rows, "row"), _number(len(tables), "table"), f"{record.seconds:,.1f} s"]
-    if record.failures:
-        parts.append(f"{record.attempts} attempts")
-    return f"{_outcome(record).capitalize()} · " + " · ".join(parts)
+    loaded = [_number(rows, "row"), _number(len(tables), "table"), seconds]
+    return " · ".join([_outcome(record).capitalize(), *loaded, *attempts])
 
 
 def text_table(tables: Sequence[TableRow]) -> str:
@@ -306,11 +316,16 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
     return table
 
 
-def _code(text: str) -> str:
-    """Return text as code on one line, fit for a cell: code ends at a backtick, and a cell at a bar."""
+def _span(text: str) -> str:
+    """Return text as code on one line; code ends at a backtick."""
     line = _UNPRINTABLE.sub("?", " ".join(text.split())).replace("`", "'")
+    return f"`{line}`" if line else ""
+
+
+def _code(text: str) -> str:
+    """Return text as code, fit for a cell: a cell ends at a bar."""
     # A backslash is an ordinary character in code, but not before a bar.
-    return "`" + re.sub(r"(\\*)\|", r"\1\1\\|", line) + "`" if line else ""
+    return re.sub(r"(\\*)\|", r"\1\1\\|", _span(text))
 
 
 def _fence(text: str) -> str:

@@ -12,7 +12,7 @@ from dlt.pipeline.exceptions import PipelineStepFailed
 from dlt.pipeline.typing import TPipelineStep
 from tenacity import Retrying, stop_after_attempt, wait_exponential, wait_fixed
 
-from prefect_dlt.errors import ConfigurationError
+from prefect_dlt.errors import ConfigurationError, PrefectDltError
 
 RETRYABLE_STEPS: tuple[TPipelineStep, ...] = ("extract", "normalize", "load")
 
@@ -65,10 +65,10 @@ def worth_retrying(steps: Sequence[TPipelineStep] = ("load",)) -> Callable[[Base
     """Return the test that decides whether a failed attempt may pass when it is made again.
 
     Not worth it: a stop request (Ctrl-C, SIGTERM, a cancelled Prefect run), a terminal error of dlt, a generator that
-    has already been read, and a failure in a step that is not in `steps`. A failure outside extract, normalize and
-    load, such as synchronising with the destination, is judged by its kind alone. A race between pipelines that create
-    the same table is terminal for dlt, which offers `retry_schema_update` for it; it is tried again when "load" is one
-    of the steps.
+    has already been read, an error of this package, and a failure in a step that is not in `steps`. A failure outside
+    extract, normalize and load, such as synchronising with the destination, is judged by its kind alone. A race between
+    pipelines that create the same table is terminal for dlt, which offers `retry_schema_update` for it; it is tried
+    again when "load" is one of the steps.
 
     Args:
         steps: dlt steps that may be repeated, of "extract", "normalize" and "load".
@@ -77,6 +77,8 @@ def worth_retrying(steps: Sequence[TPipelineStep] = ("load",)) -> Callable[[Base
     def test(error: BaseException) -> bool:
         # dlt wraps Ctrl-C in PipelineStepFailed, an ordinary exception: a stop request may be anywhere in the chain.
         if any(is_stop_request(each) for each in chain(error)) or is_exhausted(error):
+            return False
+        if isinstance(error, PrefectDltError):
             return False
         if isinstance(error, PipelineStepFailed) and error.step not in (*steps, "sync"):
             return False

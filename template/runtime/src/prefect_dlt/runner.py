@@ -91,25 +91,35 @@ class PipelineRunner:
         Raises:
             PendingDataError: If a clean folder is asked for while data waits in it.
         """
+        return self.run_built(lambda: data, **run_options)
+
+    def run_built(self, build: Callable[[], Any], **run_options: Any) -> LoadInfo | None:
+        """Do as `run` does with data that is built anew for each attempt, as a part of it.
+
+        Where a source reads a database already when it is built, a failure to do so is retried and reported like any
+        other.
+
+        Args:
+            build: Returns what `run` takes as data.
+            **run_options: What else `pipeline.run` takes.
+        """
         self.record = RunRecord.of(self.pipeline, self._settings())
         collector = self.pipeline.collector
         reports = isinstance(collector, CallbackCollector)
         with collector.whole_run(self.pipeline, self.record) if reports else self.record.until_finished():
-            return self._run(data, run_options)
+            return self._run(build, run_options)
 
     def finalize(self) -> LoadInfo | None:
         """Load only what an earlier run left behind; None when there was nothing."""
         return self.run(None)
 
-    def _run(self, data: Any, run_options: dict[str, Any]) -> LoadInfo | None:
-        info = None
+    def _run(self, build: Callable[[], Any], run_options: dict[str, Any]) -> LoadInfo | None:
+        info: LoadInfo | None = None
         if self._clean_folder:
             self._clean()
         if self.pipeline.has_pending_data:
             self._say(logging.INFO, f"Pipeline {self.pipeline.pipeline_name!r} loads first what an earlier run left")
             info = self._attempt(self._load_pending)
-        if data is None:
-            return info
         attempts = 0
 
         def load() -> LoadInfo | None:
@@ -119,7 +129,8 @@ class PipelineRunner:
             # unless extract succeeded, and before it everything pending has been loaded.
             if attempts > 1 and self.pipeline.has_pending_data:
                 return self._load_pending()
-            return self.pipeline.run(data, **run_options)
+            data = build()
+            return info if data is None else self.pipeline.run(data, **run_options)
 
         return self._attempt(load)
 
@@ -216,5 +227,5 @@ class PipelineRunner:
         return {
             "Retry policy": f"{limit} attempts" if limit is not None else stop,
             "Steps retried": ", ".join(self._steps),
-            "Trace pipeline": self._trace_store.pipeline_name if self._trace_store else "none",
+            "Trace pipeline": self._trace_store.pipeline_name if self._trace_store else "",
         }
