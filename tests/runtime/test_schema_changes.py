@@ -6,10 +6,9 @@ from typing import Any
 import dlt
 import pyarrow as pa
 import pytest
-from dlt.common.schema.typing import TTableSchema
 from dlt.pipeline.pipeline import Pipeline
 
-from prefect_dlt.schema_changes import compare_schemas
+from prefect_dlt.schema_changes import Columns, TableChange, columns_of, compare_schemas, type_text
 
 
 @pytest.fixture
@@ -20,15 +19,15 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     )
 
 
-def tables_after(pipeline: Pipeline, data: Any, **options: Any) -> dict[str, dict[str, TTableSchema]]:
+def tables_after(pipeline: Pipeline, data: Any, **options: Any) -> dict[str, Columns]:
     pipeline.run(data, table_name="orders", **options)
-    return {name: {t["name"]: t for t in pipeline.schemas[name].data_tables()} for name in pipeline.schemas}
+    return {name: columns_of(pipeline.schemas[name].data_tables()) for name in pipeline.schemas}
 
 
-def types(changes: Any) -> dict[str, dict[str, str]]:
+def types(changes: dict[str, TableChange]) -> dict[str, dict[str, str]]:
     return {
-        table: {name: column.get("data_type") for name, column in columns.items() if not name.startswith("_dlt")}
-        for table, columns in changes.items()
+        table: {name: column.data_type for name, column in change.columns.items() if not name.startswith("_dlt")}
+        for table, change in changes.items()
     }
 
 
@@ -79,27 +78,74 @@ def test_a_column_that_gets_its_type_later_is_told_then(pipeline: Pipeline) -> N
     assert types(changes["shop"]) == {"orders": {"note": "text"}}
 
 
-@pytest.mark.parametrize(
-    ("hint", "value"),
-    [("data_type", "text"), ("nullable", False), ("precision", 9), ("scale", 2), ("timezone", False)],
-)
-def test_a_column_whose_type_is_stated_differently_is_told(hint: str, value: Any) -> None:
-    before: Any = {"shop": {"orders": {"columns": {"id": {"name": "id", "data_type": "bigint"}}}}}
-    after: Any = {"shop": {"orders": {"columns": {"id": {"name": "id", "data_type": "bigint", hint: value}}}}}
+def test_what_happened_to_a_column_is_told(pipeline: Pipeline) -> None:
+    before = tables_after(pipeline, [{"id": 1, "price": 1}])
 
-    assert compare_schemas(before, after) == {"shop": {"orders": after["shop"]["orders"]["columns"]}}
+    changes = compare_schemas(before, tables_after(pipeline, [{"id": "one", "note": "gift"}]))
+
+    orders = changes["shop"]["orders"]
+    assert not orders.is_new
+    assert {name: (column.kind, column.variant_of) for name, column in orders.columns.items()} == {
+        "id__v_text": ("variant", "id"),
+        "note": ("new", None),
+    }
+
+
+def columns(**hints: Any) -> dict[str, Columns]:
+    return {"shop": {"orders": {"id": {"name": "id", "data_type": "bigint", **hints}}}}  # type: ignore[typeddict-item]
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "text"),
+    [
+        ("data_type", "text", "text"),
+        ("nullable", False, "bigint not null"),
+        ("precision", 9, "bigint(9)"),
+        ("scale", 2, "bigint(2)"),
+        ("timezone", False, "bigint without timezone"),
+    ],
+)
+def test_a_column_whose_type_is_stated_differently_is_told_with_what_it_was(hint: str, value: Any, text: str) -> None:
+    change = compare_schemas(columns(), columns(**{hint: value}))["shop"]["orders"].columns["id"]
+
+    assert (change.kind, change.was, change.type) == ("changed", "bigint", text)
 
 
 def test_hints_that_are_not_about_the_type_and_columns_that_are_gone_are_not_told() -> None:
-    before: Any = {"shop": {"orders": {"columns": {"id": {"name": "id"}, "old": {"name": "old"}}}, "gone": {}}}
-    after: Any = {"shop": {"orders": {"columns": {"id": {"name": "id", "primary_key": True}}}}}
+    before = columns()
+    before["shop"]["orders"]["old"] = {"name": "old", "data_type": "text"}
 
-    assert compare_schemas(before, after) == {}
+    assert compare_schemas(before, columns(primary_key=True)) == {}
 
 
 def test_each_schema_has_its_own_changes() -> None:
-    table: Any = {"orders": {"columns": {"id": {"name": "id", "data_type": "bigint"}}}}
+    after = columns()
 
-    changes = compare_schemas({"shop": table}, {"shop": table, "bank": table})
+    changes = compare_schemas(after, after | {"bank": after["shop"]})
 
-    assert changes == {"bank": {"orders": {"id": {"name": "id", "data_type": "bigint"}}}}
+    assert changes.keys() == {"bank"}
+    assert changes["bank"]["orders"].is_new
+    assert changes["bank"]["orders"].schema == "bank"
+
+
+def test_changes_of_two_steps_are_one_seen_from_before_both() -> None:
+    new = compare_schemas({}, columns())["shop"]["orders"]
+    first = compare_schemas(columns(), columns(data_type="double"))["shop"]["orders"]
+    second = compare_schemas(columns(data_type="double"), columns(data_type="text"))["shop"]["orders"]
+
+    assert new.then(first).is_new
+    assert (new.then(first).columns["id"].kind, new.then(first).columns["id"].type) == ("new", "double")
+    both = first.then(second).columns["id"]
+    assert (both.kind, both.was, both.type) == ("changed", "bigint", "text")
+
+
+def test_what_is_told_stays_when_the_schema_goes_on_changing(pipeline: Pipeline) -> None:
+    before = tables_after(pipeline, [{"id": 1}])
+
+    pipeline.default_schema.tables["orders"]["columns"]["id"]["data_type"] = "text"
+
+    assert before["shop"]["orders"]["id"]["data_type"] == "bigint"
+
+
+def test_a_type_is_written_as_databases_write_it() -> None:
+    assert type_text({"data_type": "decimal", "precision": 38, "scale": 9, "nullable": False}) == "decimal(38, 9) not null"

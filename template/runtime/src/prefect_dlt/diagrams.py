@@ -1,0 +1,83 @@
+"""Drawings of a run in Mermaid's language, which also reads as text where nobody draws it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from prefect_dlt.progress import STAGES
+from prefect_dlt.record import RunRecord, seconds_of
+
+MOST_TABLES = 40
+"""Tables of a graph; of more, those with the most rows are drawn."""
+
+MOST_BARS = 60
+"""Bars of a timeline; of more, the last are drawn."""
+
+LONGEST_LABEL = 60
+"""Characters of a name in a graph."""
+
+SHORT_RUN = 20.0
+"""Seconds; the time line of a shorter run shows fractions of them."""
+
+
+def timeline(record: RunRecord) -> str:
+    """Return when each stage ran, and each try of it, as a Gantt chart in UTC; empty when none has ended."""
+    steps = sorted(record.steps(), key=lambda step: step.started_at)[-MOST_BARS:]
+    if not steps:
+        return ""
+    last = max(step.finished_at or step.started_at for step in steps)
+    is_short = (last - steps[0].started_at).total_seconds() < SHORT_RUN
+    lines = ["gantt", "    dateFormat YYYY-MM-DD HH:mm:ss.SSS", f"    axisFormat {'%S.%L' if is_short else '%H:%M:%S'}"]
+    for stage in STAGES:
+        of_stage = [step for step in steps if step.step == stage]
+        lines += [f"    section {stage}"] if of_stage else []
+        for number, step in enumerate(of_stage, 1):
+            state = "crit" if step.step_exception else "done"
+            which = f"try {number} " if len(of_stage) > 1 else ""
+            outcome = "failed " if step.step_exception else ""
+            began, ended = (f"{at:%Y-%m-%d %H:%M:%S.%f}"[:-3] for at in (step.started_at, step.finished_at or last))
+            lines.append(f"    {which}{outcome}{seconds_of(step):,.1f} s :{state}, {began}, {ended}")
+    return "\n".join(lines)
+
+
+def lineage(record: RunRecord, shown: Mapping[str, str]) -> str:
+    """Return a graph from the sources to the tables of a run, nested tables behind their parents; empty for none.
+
+    Args:
+        record: Of the run.
+        shown: What to call each table, in the order of their importance.
+    """
+    tables = {name: label for name, label in shown.items() if name in record.tables_known}
+    drawn = dict.fromkeys(list(tables)[:MOST_TABLES])
+    for name in list(drawn):
+        drawn |= dict.fromkeys(_ancestors(record, name))
+    if not drawn:
+        return ""
+    sources = dict.fromkeys(record.tables_known[name].schema for name in drawn)
+    ids = {("source", name): f"s{number}" for number, name in enumerate(sources)}
+    ids |= {("table", name): f"t{number}" for number, name in enumerate(drawn)}
+    lines = ["flowchart LR"]
+    lines += [f'    {ids["source", name]}(["{_label(name)}"])' for name in sources]
+    for name in drawn:
+        table = record.tables_known[name]
+        behind = ids["table", table.parent] if table.parent in drawn else ids["source", table.schema]
+        lines.append(f'    {behind} --> {ids["table", name]}["{_label(shown.get(name, name))}"]')
+    if (more := len(tables.keys() - drawn.keys())) > 0:
+        lines.append(f'    s0 -.-> more["and {more:,} more"]')
+    return "\n".join(lines)
+
+
+def _ancestors(record: RunRecord, name: str) -> Iterable[str]:
+    seen = {name}
+    while (parent := record.tables_known[name].parent) is not None and parent in record.tables_known:
+        if parent in seen:
+            return
+        seen.add(parent)
+        yield (name := parent)
+
+
+def _label(name: str) -> str:
+    """Return a name as Mermaid shows it: a character that may mean something there becomes its number."""
+    cut = name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 1]}…"
+    return re.sub(r"[^\w .,·…()/-]", lambda found: f"#{ord(found[0])};", " ".join(cut.split()))
