@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -18,12 +19,16 @@ from dlt.pipeline.trace import PipelineStepTrace, PipelineTrace
 from dlt.pipeline.typing import TPipelineStep
 from typing_extensions import override
 
+from prefect_dlt.pending import pending_lines
 from prefect_dlt.progress import STAGES, StageProgress
+from prefect_dlt.record import FailedAttempt, RunRecord, Table
 from prefect_dlt.redact import redacted_traceback, resolved_secrets
-from prefect_dlt.report import RunRecord
-from prefect_dlt.schema_changes import SchemaChanges, compare_schemas
+from prefect_dlt.schema_changes import Columns, SchemaChanges, columns_of, compare_schemas
 
 logger = logging.getLogger("prefect_dlt")
+
+# Of no collector: dlt copies them, and a lock cannot be copied.
+_claiming = threading.Lock()
 
 # Quoted: on Python 3.10 a LoggerAdapter takes no type argument when the program runs.
 TLogger: TypeAlias = 'logging.Logger | logging.LoggerAdapter[Any] | TextIO | Literal["stdout", "dlt_logger"]'
@@ -33,7 +38,8 @@ class CallbackCollector(LogCollector):
     """Log the progress of a pipeline, and call back at each point of its run.
 
     Pass it as `progress=` to `dlt.pipeline`, and override the callbacks you need. A callback that raises is logged
-    with its traceback and costs neither the run nor the next callback. One collector serves one pipeline at a time.
+    with its traceback and costs neither the run nor the next callback. One collector serves one pipeline at a time; a
+    pipeline that begins to run while it serves another one gets a copy of it, and reports through that from then on.
 
     Args:
         log_period: Shortest time between two lines of progress, in seconds.
@@ -115,7 +121,8 @@ class CallbackCollector(LogCollector):
             pipeline: The pipeline that runs.
             trace: dlt's trace of the run so far.
             schema_name: The schema that changed.
-            changes: Table name to the columns that are new or differ, each as dlt describes it.
+            changes: Table name to what is new or different in it: `is_new`, and `columns` by name, each with its `kind`
+                ("new", "changed" or "variant"), its `type`, and the type that it `was`.
         """
 
     @override
@@ -134,14 +141,15 @@ class CallbackCollector(LogCollector):
             pipeline: The pipeline that runs.
             record: Of the run; whoever calls this keeps it.
         """
-        self._managed = True
+        collector = self._claimed_by(pipeline)
+        collector._managed = True  # noqa: SLF001 - it is one of us
         try:
             with record.until_finished():
-                self._begin(pipeline, record)
+                collector._begin(pipeline, record)  # noqa: SLF001
                 yield
         finally:
-            self._managed = False
-            self._end(pipeline)
+            collector._managed = False  # noqa: SLF001
+            collector._end(pipeline)  # noqa: SLF001
 
     def say(self, message: str, level: int = logging.INFO) -> None:
         """Write a line to where progress goes; a failure to do so is logged and costs nothing."""
@@ -159,6 +167,11 @@ class CallbackCollector(LogCollector):
         """Call `on_retry` after a failed attempt that is followed by another."""
         self._call(self.on_retry, pipeline, self._last_trace, retry_attempt, last_attempt, exception)
 
+    def report_failure(self, pipeline: SupportsPipeline, attempt: FailedAttempt) -> None:
+        """Report an attempt that has failed, the last one too."""
+        if self._record is not None:
+            self._guard(self.attempt_failed, pipeline, self._record, attempt)
+
     # -- for collectors built on this one -----------------------------------------------------------------------------
 
     def run_started(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
@@ -170,8 +183,13 @@ class CallbackCollector(LogCollector):
     def stage_moved(self, progress: StageProgress) -> None:
         """A counter of the stage moved. Called on dlt's own threads, for every batch of rows: it has to be cheap."""
 
-    def stage_ended(self, pipeline: SupportsPipeline, progress: StageProgress, step: PipelineStepTrace) -> None:
-        """A stage ended, well or with an error."""
+    def stage_ended(
+        self, pipeline: SupportsPipeline, record: RunRecord, progress: StageProgress, step: PipelineStepTrace
+    ) -> None:
+        """A stage ended, well or with an error; the record knows of it already, and of what it changed in schemas."""
+
+    def attempt_failed(self, pipeline: SupportsPipeline, record: RunRecord, attempt: FailedAttempt) -> None:
+        """An attempt failed; another one may follow."""
 
     def run_ended(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
         """A run ended, well or with an error."""
@@ -180,15 +198,19 @@ class CallbackCollector(LogCollector):
 
     @override
     def on_start_trace(self, trace: PipelineTrace, step: TPipelineStep, pipeline: SupportsPipeline) -> None:
-        if step == "run" and not self._managed:
-            self._error_before_run = sys.exc_info()[1]
-            self._begin(pipeline, RunRecord.of(pipeline, {}))
+        if step not in ("run", *STAGES):
+            return
+        collector = self._claimed_by(pipeline)
+        if not collector._managed:  # noqa: SLF001 - it is one of us
+            collector._begin_alone(pipeline, step)  # noqa: SLF001
 
     @override
     def on_start_trace_step(self, trace: PipelineTrace, step: TPipelineStep, pipeline: SupportsPipeline) -> None:
         if step not in STAGES:
             return
-        self._tables_before = _tables_of(pipeline)
+        if self._columns is None:
+            # Not earlier: a new working directory has no schemas until dlt has fetched them from the destination.
+            self._columns = _columns_of(pipeline)
         self._progress = StageProgress(step, started=self._now())
         self._logged_at = float("-inf")
         self._guard(self.stage_started, pipeline, self._progress)
@@ -204,16 +226,22 @@ class CallbackCollector(LogCollector):
         send_state: bool,
     ) -> None:
         self._last_trace = trace
-        if self._record is not None:
-            self._record.secrets |= resolved_secrets()
+        record = self._record
+        if record is not None:
+            record.secrets |= resolved_secrets()
+            record.add_step(step)
         if step.step not in STAGES:
             return
         progress = self._progress or StageProgress(step.step, started=self._now())
         self._call(self.on_log)
-        self._guard(self.stage_ended, pipeline, progress, step)
-        for schema_name, changes in compare_schemas(self._tables_before, _tables_of(pipeline)).items():
-            if self._record is not None:
-                self._record.note_schema_changes(schema_name, changes)
+        # dlt takes back what a failed step did to the schemas.
+        changed = {} if step.step_exception else self._schema_changes(pipeline)
+        if record is not None:
+            for schema_name, changes in changed.items():
+                record.note_schema_changes(schema_name, changes)
+            record.tables_known = _tables_of(pipeline)
+            self._guard(self.stage_ended, pipeline, record, progress, step)
+        for schema_name, changes in changed.items():
             self._call(self.on_schema_change, pipeline, trace, schema_name, changes)
         self._call(getattr(self, f"after_{step.step}"), pipeline, trace)
         self._progress = None
@@ -223,13 +251,15 @@ class CallbackCollector(LogCollector):
         self._last_trace = trace
         if self._record is not None:
             self._record.add_trace(trace)
-        if trace.steps and trace.steps[-1].step == "run" and not self._managed:
-            # dlt calls this while the error is on its way out. A signal leaves no mark in the trace, and a run inside
-            # an `except` block of the user's finds that block's error here as well, so compare with what was before.
-            error = sys.exc_info()[1]
-            if self._record is not None:
-                self._record.finish(None if error is self._error_before_run else error)
-            self._end(pipeline)
+        if self._managed or not trace.steps or trace.steps[-1].step != self._alone_with:
+            return
+        # dlt calls this while the error is on its way out. A signal leaves no mark in the trace, and a run inside an
+        # `except` block of the user's finds that block's error here as well, so compare with what was before.
+        error = sys.exc_info()[1]
+        if self._record is not None:
+            self._record.finish(None if error is self._error_before_run else error)
+            self._guard(self._note_only_failure, pipeline, self._record)
+        self._end(pipeline)
 
     @override
     def update(
@@ -266,17 +296,64 @@ class CallbackCollector(LogCollector):
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
+    def _claimed_by(self, pipeline: SupportsPipeline) -> CallbackCollector:
+        """Return the collector that serves this pipeline: this one, or a copy while this one serves another."""
+        with _claiming:
+            if self._pipeline is None or self._pipeline is pipeline:
+                self._pipeline = pipeline
+                return self
+            twin = copy.deepcopy(self)
+            twin._pipeline = pipeline  # noqa: SLF001 - it is one of us
+        # dlt asks the pipeline for its collector each time, so from here on all it tells goes to the copy.
+        pipeline.collector = twin  # type: ignore[attr-defined]
+        return twin
+
     def _begin(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
         self._record = record
         self._last_trace = None
+        self._by_steps = None
+        self._columns = None
         self._guard(self.run_started, pipeline, record)
         self._call(self.on_before, pipeline)
+
+    def _begin_alone(self, pipeline: SupportsPipeline, step: TPipelineStep) -> None:
+        """Begin a run that no runner manages: `pipeline.run`, or one of its steps by itself."""
+        self._alone_with = step
+        self._error_before_run = sys.exc_info()[1]
+        if step == "run":
+            self._begin(pipeline, RunRecord.of(pipeline, {}))
+            return
+        # Steps that are called one by one are told in one report, from extract on.
+        if step == "extract" or self._by_steps is None:
+            self._by_steps = RunRecord.of(pipeline, {})
+            self._columns = None
+        self._record = self._by_steps
+        self._record.finished_at = None
+        self._guard(self.run_started, pipeline, self._record)
 
     def _end(self, pipeline: SupportsPipeline) -> None:
         record, self._record = self._record, None
         if record is not None:
             self._guard(self.run_ended, pipeline, record)
-            self._call(self.on_after, pipeline, self._last_trace, record.error)
+            if record is not self._by_steps:
+                self._call(self.on_after, pipeline, self._last_trace, record.error)
+        self._pipeline = None
+
+    def _note_only_failure(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
+        if record.error is None:
+            return
+        pending = pending_lines(pipeline)
+        following = f"No further attempt: pipeline.{self._alone_with}() makes one."
+        if pending:
+            following += (
+                " The next pipeline.run() loads what is pending, and nothing else; prefect_dlt.runner loads that first"
+                " and then what it is given."
+            )
+        self.report_failure(pipeline, record.note_failure(record.error, 1, pending, following))
+
+    def _schema_changes(self, pipeline: SupportsPipeline) -> dict[str, SchemaChanges]:
+        before, self._columns = self._columns or {}, _columns_of(pipeline)
+        return compare_schemas(before, self._columns)
 
     def _call(self, callback: Callable[..., None], *args: Any) -> None:
         try:
@@ -296,13 +373,17 @@ class CallbackCollector(LogCollector):
         return redacted_traceback(error, secrets | resolved_secrets())
 
     def _reset(self) -> None:
+        # The pipeline that is served; the lock above guards it.
+        self._pipeline: SupportsPipeline | None = None
         self._managed = False
+        self._alone_with: TPipelineStep = "run"
         self._record: RunRecord | None = None
+        self._by_steps: RunRecord | None = None
         self._progress: StageProgress | None = None
         self._last_trace: PipelineTrace | None = None
         self._logged_at = float("-inf")
         self._error_before_run: BaseException | None = None
-        self._tables_before: dict[str, dict[str, TTableSchema]] = {}
+        self._columns: dict[str, Columns] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CallbackCollector:
         # dlt copies the collector with a pipeline: settings go along, the state of a run does not, loggers are shared.
@@ -312,10 +393,17 @@ class CallbackCollector(LogCollector):
         return twin
 
 
-def _tables_of(pipeline: SupportsPipeline) -> dict[str, dict[str, TTableSchema]]:
-    """Return a copy of the tables of each schema of a pipeline, dlt's own left out."""
+def _columns_of(pipeline: SupportsPipeline) -> dict[str, Columns]:
+    """Return the columns of each schema of a pipeline, dlt's own tables left out."""
+    schemas = getattr(pipeline, "schemas", {})
+    return {name: columns_of(schemas[name].data_tables()) for name in schemas}
+
+
+def _tables_of(pipeline: SupportsPipeline) -> dict[str, Table]:
+    """Return the tables of all schemas of a pipeline by name, dlt's own left out."""
     schemas = getattr(pipeline, "schemas", {})
     return {
-        name: {table["name"]: copy.deepcopy(table) for table in schemas[name].data_tables(include_incomplete=False)}
+        table["name"]: Table(table["name"], name, table.get("resource"), table.get("parent"), table["columns"])
         for name in schemas
+        for table in schemas[name].data_tables()
     }

@@ -57,14 +57,15 @@ class PrefectCollector(CallbackCollector):
     @override
     def run_started(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
         self._run_ids = _current_run_ids()
-        if not self._takes_run_logger:
-            return
+        if self._takes_run_logger:
+            self.logger = self._run_logger()
         if self._run_ids is None:
-            self.logger = logging.getLogger("prefect_dlt")
-        else:
-            # Prefect keeps the logs of flow runs; for a task outside of one it would warn that it cannot.
-            flow_run_id, _ = self._run_ids
-            self.logger = get_run_logger(send_to_api=flow_run_id is not None)  # type: ignore[assignment]
+            return
+        self._meter = UsageMeter(self._now)
+        record.environment |= environment() | current_deployment()
+        flow_run_id, _ = self._run_ids
+        if flow_run_id is not None:
+            publisher().ask(partial(look_up_deployment, record.environment, flow_run_id))
 
     @override
     def stage_started(self, pipeline: SupportsPipeline, progress: StageProgress) -> None:
@@ -73,53 +74,76 @@ class PrefectCollector(CallbackCollector):
 
     @override
     def stage_moved(self, progress: StageProgress) -> None:
-        now = self._now()
-        if now - self._last_put >= self.log_period:
-            self._put_progress(progress)
+        if self._now() - self._last_put >= self.log_period:
+            self._put_progress(progress, live=True)
+            if self._meter is not None:
+                self._meter.measure_if_due()
 
     @override
-    def stage_ended(self, pipeline: SupportsPipeline, progress: StageProgress, step: PipelineStepTrace) -> None:
+    def stage_ended(
+        self, pipeline: SupportsPipeline, record: RunRecord, progress: StageProgress, step: PipelineStepTrace
+    ) -> None:
+        if self._run_ids is None:
+            return
         self._put_progress(progress, failed=step.step_exception is not None)
+        self._measure(record)
+        self._put(record, stage_report(record, step))
+        if record.schema_changes:
+            self._put(record, schema_report(record))
+
+    @override
+    def attempt_failed(self, pipeline: SupportsPipeline, record: RunRecord, attempt: FailedAttempt) -> None:
+        if self._run_ids is None:
+            return
+        self._measure(record)
+        self._put(record, failure_report(record, attempt))
 
     @override
     def run_ended(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
         if self._run_ids is None:
             return
-        place = Place(artifact_key(pipeline.pipeline_name, "summary"), *self._run_ids)
-        draft = Draft("markdown", headline(record), summary(record))
+        self._measure(record)
+        self._put(record, summary(record))
         sender = publisher()
-        sender.put(place, draft)
         if sender.flush(self._close_timeout):
             sender.forget(*self._run_ids)
         self._run_ids = None
 
-    def _put_progress(self, progress: StageProgress, failed: bool = False) -> None:
+    def _measure(self, record: RunRecord) -> None:
+        if self._meter is not None:
+            record.usage = self._meter.measure()
+
+    def _put(self, record: RunRecord, report: Report) -> None:
+        self._put_draft(artifact_key(record.pipeline_name, report.name), Draft("markdown", report.headline, report.page))
+        for long in report.lists:
+            for name, rows in long.parts():
+                self._put_draft(artifact_key(record.pipeline_name, name), Draft("table", long.headline, rows))
+
+    def _put_progress(self, progress: StageProgress, *, failed: bool = False, live: bool = False) -> None:
         if self._run_ids is None:
             return
         now = self._last_put = self._now()
         line = progress.line(now) + (" · failed" if failed else "")
-        publisher().put(Place(self._key, *self._run_ids), Draft("progress", line, round(progress.percent, 1)))
+        self._put_draft(self._key, Draft("progress", line, round(progress.percent, 1)), live=live)
+
+    def _put_draft(self, key: str, draft: Draft, *, live: bool = False) -> None:
+        if self._run_ids is not None:
+            publisher().put(Place(key, *self._run_ids), draft, live=live)
+
+    def _run_logger(self) -> Any:
+        if self._run_ids is None:
+            return logging.getLogger("prefect_dlt")
+        # Prefect keeps the logs of flow runs; for a task outside of one it would warn that it cannot.
+        flow_run_id, _ = self._run_ids
+        return get_run_logger(send_to_api=flow_run_id is not None)
 
     @override
     def _reset(self) -> None:
         super()._reset()
         self._run_ids: tuple[UUID | None, UUID | None] | None = None
+        self._meter: UsageMeter | None = None
         self._key = ""
         self._last_put = float("-inf")
-
-
-def artifact_key(*names: str) -> str:
-    """Join names into a key that Prefect accepts: lower-case letters, digits and dashes, below 60 characters.
-
-    Underscores become dashes. A name that holds anything but small letters, digits and underscores, a dash for example,
-    gets a digest of the original besides, so that no two names share a key; so does one that is too long.
-    """
-    joined = "_".join(names)
-    key = re.sub(r"[^a-z0-9]", "-", joined.lower())
-    if re.fullmatch(r"[a-z0-9][a-z0-9_]*[a-z0-9]", joined) and len(key) <= LONGEST_KEY:
-        return key
-    digest = hashlib.sha256("\0".join(names).encode()).hexdigest()[:8]
-    return f"{key[: LONGEST_KEY - 9].strip('-')}-{digest}".strip("-")
 
 
 def _current_run_ids() -> tuple[UUID | None, UUID | None] | None:

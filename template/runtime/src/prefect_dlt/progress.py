@@ -11,6 +11,9 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 SHORTEST_RATE = 0.1
 """Seconds before a rate is told: over a shorter time it says nothing."""
 
+LOWEST_WHOLE_RATE = 10
+"""Rate from which on the digits behind the point say nothing."""
+
 # What dlt counts in each stage: the counter that has a total, and the word for it.
 _UNITS: dict[Stage, tuple[str, str]] = {
     "extract": ("Resources", "resources"),
@@ -90,7 +93,12 @@ class StageProgress:
         if self.rows:
             parts.append(f"{self.rows:,} rows")
             if (seconds := now - self.started) >= SHORTEST_RATE:
-                parts.append(f"{self.rows / seconds:,.0f} rows/s")
+                parts.append(f"{rate_text(self.rows / seconds)} rows/s")
         if self.failed:
             parts.append(f"{self.failed:,} failed")
         return " · ".join(parts)
+
+
+def rate_text(rate: float) -> str:
+    """Return a rate as text: whole from 10 on, with one digit behind the point below, so that no slow one reads 0."""
+    return f"{rate:,.0f}" if rate >= LOWEST_WHOLE_RATE else f"{rate:,.1f}"

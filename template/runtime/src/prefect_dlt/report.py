@@ -14,6 +14,7 @@ from dlt.pipeline.trace import PipelineStepTrace
 from prefect_dlt.diagrams import lineage, timeline
 from prefect_dlt.keys import artifact_key
 from prefect_dlt.markdown import LONGEST_TABLE, cell, fence, shortened, span, table
+from prefect_dlt.progress import SHORTEST_RATE, rate_text
 from prefect_dlt.record import FailedAttempt, Job, RunRecord, TableRow, Written, extracted, jobs, normalized, seconds_of
 from prefect_dlt.redact import redact, redacted_traceback
 from prefect_dlt.schema_changes import ColumnChange, TableChange
@@ -26,6 +27,9 @@ LARGEST_LIST = 400_000
 
 MOST_NEW_TABLES = 10
 """Tables whose columns are written out on the page about schema changes; all are in the list."""
+
+LONGEST_HEADLINE = 200
+"""Characters of an error in a headline."""
 
 Row = Mapping[str, str | int | float]
 
@@ -242,3 +246,209 @@ def outcome(record: RunRecord) -> str:
     if record.finished_at is None:
         return "running"
     return "loaded" if record.error is None else "failed"
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Rows that a page shows as a table as far as they fit, and a list holds when they do not.
+
+    Attributes:
+        record: Of the run.
+        name: What the list is called among the artifacts of the pipeline.
+        headline: What it holds.
+        columns: How each column's values are written as Markdown.
+        rows: The rows, without secrets.
+    """
+
+    record: RunRecord
+    name: str
+    headline: str
+    columns: Mapping[str, Callable[[Any], str]]
+    rows: Sequence[Row]
+
+    def text(self) -> str:
+        shown = self.rows[: LONGEST_TABLE + 1]
+        cells = [[write(row[column]) for column, write in self.columns.items()] for row in shown]
+        right = [place for place, write in enumerate(self.columns.values()) if write is not cell]
+        more = len(self.rows) - LONGEST_TABLE
+        text = table(list(self.columns), cells[:LONGEST_TABLE], right)
+        return text if more <= 0 else f"{text}\n\n… and {more:,} more{self.where()}."
+
+    def where(self) -> str:
+        """Say where the rows are that do not fit."""
+        return f", in the artifact `{artifact_key(self.record.pipeline_name, self.name)}`"
+
+    def long_list(self) -> tuple[LongList, ...]:
+        """Return the list, if the page does not hold all of it."""
+        if len(self.rows) <= LONGEST_TABLE:
+            return ()
+        return (LongList(self.name, f"{self.headline} · {len(self.rows):,}", self.rows),)
+
+
+def _written(
+    record: RunRecord, name: str, headline: str, what: str, rows: Sequence[Written], safe: Callable[[str], str]
+) -> _Table:
+    has_files = any(row.files for row in rows)
+    columns: dict[str, Callable[[Any], str]] = {what: cell, "Rows": _whole, "Files": _whole, "Seconds": _decimal}
+    found = [
+        {what: safe(row.name), "Rows": row.rows, "Files": row.files, "Seconds": round(row.seconds, 1)} for row in rows
+    ]
+    if not has_files:
+        del columns["Files"]
+        found = [{column: value for column, value in row.items() if column != "Files"} for row in found]
+    return _Table(record, name, headline, columns, found)
+
+
+def _loaded(record: RunRecord, found: Sequence[Job], safe: Callable[[str], str]) -> _Table:
+    by_table: dict[str, list[Job]] = {}
+    for job in found:
+        by_table.setdefault(job.table, []).append(job)
+    rows: list[Row] = [
+        {
+            "Table": safe(name),
+            "Jobs": len(of),
+            "Failed": sum(job.state == "failed" for job in of),
+            "Waiting": sum(job.state == "waiting" for job in of),
+            "Size": _size(sum(job.bytes for job in of)),
+            "Seconds": round(sum(job.seconds for job in of), 1),
+        }
+        for name, of in sorted(by_table.items(), key=lambda each: (-sum(job.bytes for job in each[1]), each[0]))
+    ]
+    columns = {"Table": cell, "Jobs": _whole, "Failed": _whole, "Waiting": _whole, "Size": _as_it_is, "Seconds": _decimal}
+    return _Table(record, "load_tables", "Jobs per table", columns, rows)
+
+
+def _failed_jobs(record: RunRecord, found: Sequence[Job], safe: Callable[[str], str]) -> _Table:
+    rows: list[Row] = [
+        {"Table": safe(job.table), "File": safe(job.file), "Message": safe(_last_line(job.message))}
+        for job in found
+        if job.state == "failed"
+    ]
+    return _Table(record, "failed_jobs", "Failed jobs", {"Table": cell, "File": cell, "Message": cell}, rows)
+
+
+def _last_line(message: str) -> str:
+    # dlt keeps the traceback of a failed job; what it ends with is the error.
+    lines = message.strip().splitlines()
+    return lines[-1] if lines and lines[0].startswith("Traceback") else message
+
+
+def _about(record: RunRecord, safe: Callable[[str], str], load_ids: Sequence[str]) -> list[str]:
+    """Return what every report ends with: which run it is, how and where it runs, and what it uses."""
+    facts = {
+        "Pipeline": record.pipeline_name,
+        "Destination": record.destination,
+        "Dataset": record.dataset_name,
+        "Load package" if len(load_ids) == 1 else "Load packages": ", ".join(load_ids),
+        "Began": f"{record.started_at:%Y-%m-%d %H:%M:%S} UTC",
+    }
+    parts = ["## Run", _facts(facts, safe)]
+    if settings := {name: value for name, value in record.settings.items() if value}:
+        parts += ["## Run configuration", _facts(settings, safe)]
+    if record.environment:
+        parts += ["## Environment", _facts(record.environment, safe)]
+    if (usage := record.usage) is not None:
+        rows = [
+            ("CPU, % of one core", f"{usage.cpu:,.0f}", f"{usage.cpu_peak:,.0f}"),
+            ("Memory, MiB", f"{usage.memory:,.0f}", f"{usage.memory_peak:,.0f}"),
+        ]
+        parts += ["## CPU and memory", table(("This process and its children", "Now", "Peak"), rows, right=(1, 2))]
+        parts += [f"{usage.cpu_seconds:,.1f} s of CPU time since the run began."]
+    return parts
+
+
+def _facts(facts: Mapping[str, str], safe: Callable[[str], str]) -> str:
+    rows = [(name, cell(safe(value))) for name, value in facts.items() if value]
+    return table(("Setting", "Value"), rows)
+
+
+def _schema_overview(record: RunRecord, changed: Sequence[TableChange]) -> str:
+    safe = _redaction(record)
+    rows = [
+        (
+            cell(safe(each.table)),
+            "new table" if each.is_new else "changed",
+            cell(safe(", ".join(f"{column.column} {column.type}" for column in each.columns.values()))),
+        )
+        for each in changed
+    ]
+    where = f", in the artifact `{artifact_key(record.pipeline_name, 'schema_changes')}`"
+    return table(("Table", "Change", "Columns"), rows, more=where)
+
+
+def _changes(record: RunRecord) -> list[TableChange]:
+    """Return what changed, tables that were known first."""
+    changes = [change for of_schema in record.schema_changes.values() for change in of_schema.values()]
+    return sorted(changes, key=lambda change: (change.is_new, change.table))
+
+
+def _kind(of: TableChange, column: ColumnChange, safe: Callable[[str], str]) -> str:
+    if of.is_new:
+        return "new table"
+    if column.kind == "variant" and column.variant_of:
+        return f"variant of {cell(safe(column.variant_of))}"
+    return "new column" if column.kind == "new" else "type changed"
+
+
+def _hints(column: ColumnChange) -> str:
+    names = ("primary_key", "merge_key", "unique", "sort", "partition", "cluster", "root_key", "parent_key", "row_key")
+    hints: Mapping[str, Any] = column.definition  # type: ignore[assignment]
+    return ", ".join(name.replace("_", " ") for name in names if hints.get(name))
+
+
+def _rates(rows: Sequence[Written], what: str, seconds: float) -> str:
+    count = sum(row.rows for row in rows)
+    figures = [_number(count, "row"), _number(len(rows), what)]
+    if files := sum(row.files for row in rows):
+        figures.append(_number(files, "file"))
+    if count and seconds >= SHORTEST_RATE:
+        figures.append(f"{rate_text(count / seconds)} rows/s")
+    return " · ".join(figures)
+
+
+def _job_rates(found: Sequence[Job], seconds: float) -> str:
+    loaded = [job for job in found if job.state == "loaded"]
+    size = sum(job.bytes for job in loaded)
+    figures = [f"{len(loaded):,} of {_number(len(found), 'job')}", _size(size)]
+    if size and seconds >= SHORTEST_RATE:
+        figures.append(f"{_size(size / seconds)}/s")
+    if failed := sum(job.state == "failed" for job in found):
+        figures.append(f"{failed:,} failed")
+    return " · ".join(figures)
+
+
+def _size(count: float) -> str:
+    """Return a number of bytes as text, in units of 1,024."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} GiB"
+
+
+def _redaction(record: RunRecord) -> Callable[[str], str]:
+    return lambda text: redact(text, record.secrets)
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _whole(count: int) -> str:
+    return f"{count:,}"
+
+
+def _decimal(count: float) -> str:
+    return f"{count:,.1f}"
+
+
+def _as_it_is(text: str) -> str:
+    return text
+
+
+def _seconds(attempt: FailedAttempt) -> float:
+    return (attempt.finished_at - attempt.started_at).total_seconds()
+
+
+def _page(parts: Sequence[str]) -> str:
+    return "\n\n".join(part for part in parts if part) + "\n"

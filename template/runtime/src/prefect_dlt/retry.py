@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from dlt.common.destination.exceptions import SchemaUpdateError
 from dlt.common.exceptions import TerminalException, TransientException
 from dlt.extract.exceptions import SourceExhausted
 from dlt.pipeline.exceptions import PipelineStepFailed
 from dlt.pipeline.typing import TPipelineStep
-from tenacity import Retrying, stop_after_attempt, wait_exponential, wait_fixed
+from tenacity import (
+    Retrying,
+    stop_after_attempt,
+    stop_all,
+    stop_any,
+    stop_never,
+    wait_exponential,
+    wait_fixed,
+    wait_none,
+)
 
 from prefect_dlt.errors import ConfigurationError, PrefectDltError
 
 RETRYABLE_STEPS: tuple[TPipelineStep, ...] = ("extract", "normalize", "load")
+
+
+LONGEST_WAIT = 10.0**9
+"""Seconds from which on a policy's longest pause is no limit; tenacity has such a number where none is set."""
 
 
 def no_retry() -> Retrying:
@@ -74,22 +88,75 @@ def worth_retrying(steps: Sequence[TPipelineStep] = ("load",)) -> Callable[[Base
         steps: dlt steps that may be repeated, of "extract", "normalize" and "load".
     """
 
-    def test(error: BaseException) -> bool:
-        # dlt wraps Ctrl-C in PipelineStepFailed, an ordinary exception: a stop request may be anywhere in the chain.
-        if any(is_stop_request(each) for each in chain(error)) or is_exhausted(error):
-            return False
-        if isinstance(error, PrefectDltError):
-            return False
-        if isinstance(error, PipelineStepFailed) and error.step not in (*steps, "sync"):
-            return False
-        causes = list(chain(error, explicit=True))
-        if "load" in steps and any(isinstance(cause, SchemaUpdateError) for cause in causes):
-            return True
-        # The outermost verdict counts: whoever wrapped an error knew what it meant there.
-        marked = (cause for cause in causes if isinstance(cause, TerminalException | TransientException))
-        return not isinstance(next(marked, None), TerminalException)
+    return lambda error: why_not_retried(error, steps) is None
 
-    return test
+
+def why_not_retried(error: BaseException, steps: Sequence[TPipelineStep] = ("load",)) -> str | None:
+    """Say why a failed attempt is not worth another, as `worth_retrying` decides; None when it is.
+
+    Args:
+        error: What the attempt failed with.
+        steps: dlt steps that may be repeated.
+    """
+    # dlt wraps Ctrl-C in PipelineStepFailed, an ordinary exception: a stop request may be anywhere in the chain.
+    if (stop := next(filter(is_stop_request, chain(error)), None)) is not None:
+        return f"the run was asked to stop ({type(stop).__name__})"
+    if is_exhausted(error):
+        return "the generator it was given has been read, and cannot be read again"
+    if isinstance(error, PrefectDltError):
+        return "it would fail in the same way again"
+    if isinstance(error, PipelineStepFailed) and error.step not in (*steps, "sync"):
+        return f"{error.step} is none of the steps that are retried ({', '.join(steps) or 'none'})"
+    causes = list(chain(error, explicit=True))
+    if "load" in steps and any(isinstance(cause, SchemaUpdateError) for cause in causes):
+        return None
+    # The outermost verdict counts: whoever wrapped an error knew what it meant there.
+    marked = (cause for cause in causes if isinstance(cause, TerminalException | TransientException))
+    if isinstance(verdict := next(marked, None), TerminalException):
+        return f"dlt says that it would fail in the same way again ({type(verdict).__name__})"
+    return None
+
+
+def most_attempts(policy: Retrying) -> int | None:
+    """Return how many attempts a policy makes at most; None where it counts something else, such as time."""
+    return _most_attempts(policy.stop)
+
+
+def _most_attempts(stop: Any) -> int | None:
+    if isinstance(stop, stop_any):
+        limits = [limit for each in stop.stops if (limit := _most_attempts(each)) is not None]
+        return min(limits, default=None)
+    if isinstance(stop, stop_all):
+        limits = [_most_attempts(each) for each in stop.stops]
+        return None if None in limits else max(filter(None, limits), default=None)
+    return getattr(stop, "max_attempt_number", None)
+
+
+def policy_text(policy: Retrying) -> str:
+    """Return a policy as text: when it stops, and how long it waits; for example "3 attempts, wait 1.0 s"."""
+    return f"{_stop_text(policy.stop)}{_wait_text(policy.wait)}"
+
+
+def _stop_text(stop: Any) -> str:
+    for combined, word in ((stop_any, " or "), (stop_all, " and ")):
+        if isinstance(stop, combined):
+            return word.join(_stop_text(each) for each in stop.stops)
+    if (attempts := getattr(stop, "max_attempt_number", None)) is not None:
+        return f"{attempts} attempt" if attempts == 1 else f"{attempts} attempts"
+    if (delay := getattr(stop, "max_delay", None)) is not None:
+        return f"{delay:g} s in all"
+    return "no end" if isinstance(stop, type(stop_never)) else getattr(stop, "__name__", type(stop).__name__)
+
+
+def _wait_text(wait: Any) -> str:
+    if isinstance(wait, wait_none):
+        return ""
+    if isinstance(wait, wait_fixed):
+        return f", wait {wait.wait_fixed:g} s"
+    if isinstance(wait, wait_exponential):
+        longest = f", at most {wait.max:g} s" if wait.max < LONGEST_WAIT else ""
+        return f", wait from {max(wait.multiplier, wait.min):g} s on, longer each time{longest}"
+    return f", {getattr(wait, '__name__', type(wait).__name__)}"
 
 
 def check_steps(steps: Sequence[str]) -> tuple[TPipelineStep, ...]:

@@ -12,8 +12,19 @@ from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
 
 from prefect_dlt.callbacks import CallbackCollector
 from prefect_dlt.errors import ConfigurationError, PendingDataError
-from prefect_dlt.report import RunRecord
-from prefect_dlt.retry import chain, check_steps, is_exhausted, is_stop_request, no_retry, worth_retrying
+from prefect_dlt.pending import pending_lines, resumes_with
+from prefect_dlt.record import RunRecord
+from prefect_dlt.retry import (
+    chain,
+    check_steps,
+    is_exhausted,
+    is_stop_request,
+    most_attempts,
+    no_retry,
+    policy_text,
+    why_not_retried,
+    worth_retrying,
+)
 from prefect_dlt.traces import TraceStore
 
 logger = logging.getLogger("prefect_dlt")
@@ -160,9 +171,13 @@ class PipelineRunner:
             before_sleep=self._before_sleep,
             reraise=True,
         )
+        failed_before = self.record.attempts_failed if self.record else 0
         try:
             return policy(once)
-        except Exception as error:
+        except BaseException as error:
+            self._note_failure(error, failed_before, self._why_it_ends(error))
+            if not isinstance(error, Exception):
+                raise
             # dlt wraps Ctrl-C and signals in an ordinary error, which callers would take for a failure like any other.
             if (stop := next(filter(is_stop_request, chain(error, explicit=True)), None)) is not None:
                 raise stop from None
@@ -181,13 +196,37 @@ class PipelineRunner:
             f"Attempt {state.attempt_number} of pipeline {self.pipeline.pipeline_name!r} failed with "
             f"{type(error).__name__}; the next one starts in {pause:.1f} s",
         )
-        if self.record is not None:
-            self.record.failures.append(error)
+        failed_before = self.record.attempts_failed - state.attempt_number + 1 if self.record else 0
+        self._note_failure(
+            error,
+            failed_before,
+            f"The next attempt starts in {pause:.1f} s, and begins with {resumes_with(self.pipeline)}: what the steps "
+            "before it have done is kept.",
+        )
         collector = self.pipeline.collector
         if isinstance(collector, CallbackCollector):
             collector.retry(self.pipeline, state.attempt_number, self._is_last(state), error)
         if self._policy.before_sleep is not None:
             self._policy.before_sleep(state)
+
+    def _note_failure(self, error: BaseException, failed_before: int, following: str) -> None:
+        """Record and report an attempt that failed; `failed_before` were made for data of an earlier run."""
+        if self.record is None:
+            return
+        try:
+            pending = pending_lines(self.pipeline)
+        except Exception as problem:  # noqa: BLE001 - nothing that is only told may hide the error itself
+            pending = [f"the working directory could not be read ({type(problem).__name__})"]
+        limit = most_attempts(self._policy)
+        most = limit + failed_before if limit is not None else None
+        attempt = self.record.note_failure(error, most, pending, following)
+        collector = self.pipeline.collector
+        if isinstance(collector, CallbackCollector):
+            collector.report_failure(self.pipeline, attempt)
+
+    def _why_it_ends(self, error: BaseException) -> str:
+        reason = why_not_retried(error, self._steps) or f"the retry policy allows no more ({policy_text(self._policy)})"
+        return f"No further attempt: {reason}. The next run loads first what is pending, if something is."
 
     def _is_last(self, state: RetryCallState) -> bool:
         following = RetryCallState(state.retry_object, state.fn, state.args, state.kwargs)
@@ -222,10 +261,11 @@ class PipelineRunner:
         self._attempt(lambda: self.pipeline.sync_destination())  # noqa: PLW0108 - its arguments are not ours
 
     def _settings(self) -> dict[str, str]:
-        stop = type(self._policy.stop).__name__
-        limit = getattr(self._policy.stop, "max_attempt_number", None)
         return {
-            "Retry policy": f"{limit} attempts" if limit is not None else stop,
-            "Steps retried": ", ".join(self._steps),
-            "Trace pipeline": self._trace_store.pipeline_name if self._trace_store else "",
+            "Retry policy": policy_text(self._policy),
+            "Steps retried": ", ".join(self._steps) or "none",
+            "Trace pipeline": self._trace_store.pipeline_name if self._trace_store else "none: traces are not stored",
+            "Trace table": self._trace_store.table_name if self._trace_store else "",
+            "Clean folder": "yes" if self._clean_folder else "no",
+            "Checkpoint": f"none but the working directory, {self.pipeline.working_dir}",
         }
