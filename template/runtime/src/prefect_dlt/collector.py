@@ -89,7 +89,7 @@ class PrefectCollector(CallbackCollector):
         draft = Draft("markdown", headline(record), summary(record))
         sender = publisher()
         sender.put(place, draft)
-        if sender.flush(self._close_timeout):
+        if not sender.flush(self._close_timeout, self._run_ids):
             sender.forget(*self._run_ids)
         self._run_ids = None
 
