@@ -35,8 +35,9 @@ class ShopCollector(PrefectCollector):
         self, pipeline: SupportsPipeline, trace: PipelineTrace, schema_name: str, changes: SchemaChanges
     ) -> None:
         """Say which columns are new or different."""
-        for table, columns in changes.items():
-            print(f"Schema {schema_name}, table {table}: {', '.join(columns)}")
+        for table, change in changes.items():
+            what = "new table" if change.is_new else "table"
+            print(f"Schema {schema_name}, {what} {table}: {', '.join(change.columns)}")
 
     def on_after(
         self, pipeline: SupportsPipeline, trace: PipelineTrace | None, exception: BaseException | None

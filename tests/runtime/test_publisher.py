@@ -25,6 +25,8 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_CSRF_SUPPORT_ENABLE
 from prefect_dlt import publisher as module
 from prefect_dlt.publisher import Draft, Place, Publisher, publisher
 
+NO_RUN = (None, None)
+
 GENEROUS = 30.0
 """Seconds to wait for what comes within one or two on a machine that has nothing else to do."""
 
@@ -197,7 +199,7 @@ def test_what_is_put_arrives_with_its_run(api: Api, using: Any) -> None:
     sender = using(api.url)
     sender.put(Place("shop-summary", flow_run, task_run), Draft("markdown", "Loaded", "# Loaded"))
 
-    assert sender.flush(GENEROUS)
+    assert not sender.flush(GENEROUS, NO_RUN)
     (artifact,) = api.artifacts.values()
     assert artifact["key"] == "shop-summary"
     assert artifact["type"] == "markdown"
@@ -211,7 +213,7 @@ def test_the_first_draft_makes_an_artifact_and_the_next_ones_keep_it_up_to_date(
     sender = using(api.url)
     for percent in (10.0, 20.0, 30.0):
         sender.put(place(), progress(percent))
-        assert sender.flush(GENEROUS)
+        assert not sender.flush(GENEROUS, NO_RUN)
 
     assert api.calls == [("create", 10.0), ("update", 20.0), ("update", 30.0)]
     assert api.data("shop-load") == [30.0]
@@ -223,7 +225,7 @@ def test_each_key_of_each_run_is_an_artifact(api: Api, using: Any) -> None:
     for key, run in (("a", first), ("b", first), ("a", second), ("a", None)):
         sender.put(place(key, run), progress(1.0))
 
-    assert sender.flush(GENEROUS)
+    assert not sender.flush(GENEROUS, NO_RUN)
     assert len(api.artifacts) == 4
 
 
@@ -231,12 +233,12 @@ def test_a_run_that_is_forgotten_begins_anew(api: Api, using: Any) -> None:
     sender, run, other = using(api.url), uuid4(), uuid4()
     for flow_run in (run, other):
         sender.put(place(flow_run=flow_run), progress(1.0))
-    assert sender.flush(GENEROUS)
+    assert not sender.flush(GENEROUS, NO_RUN)
 
     sender.forget(run, None)
     for flow_run in (run, other):
         sender.put(place(flow_run=flow_run), progress(2.0))
-    assert sender.flush(GENEROUS)
+    assert not sender.flush(GENEROUS, NO_RUN)
 
     assert [call for call, _ in api.calls] == ["create", "create", "create", "update"]
 
@@ -246,7 +248,7 @@ def test_of_many_drafts_only_the_latest_are_sent(api: Api, using: Any) -> None:
     for number in range(20_000):
         sender.put(place(), progress(number / 200))
 
-    assert sender.flush(GENEROUS)
+    assert not sender.flush(GENEROUS, NO_RUN)
     assert api.data("shop-load") == [19_999 / 200]
     assert len(api.calls) < 100
 
@@ -258,7 +260,7 @@ def test_what_is_put_by_many_threads_at_once_all_arrives(api: Api, using: Any) -
     def work(number: int) -> None:
         for percent in range(101):
             sender.put(place(f"part-{number}"), progress(float(percent)))
-        flushed.append(sender.flush(GENEROUS))
+        flushed.append(not sender.flush(GENEROUS, NO_RUN))
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(16)]
     for thread in threads:
@@ -282,7 +284,7 @@ def test_a_flush_waits_for_what_was_put_before_it_and_not_for_what_comes_after(a
     try:
         for percent in range(10):
             sender.put(place("mine"), progress(float(percent)))
-            assert sender.flush(GENEROUS)
+            assert not sender.flush(GENEROUS, NO_RUN)
             assert api.data("mine") == [float(percent)]
     finally:
         stop.set()
@@ -301,7 +303,7 @@ def test_a_flush_waits_for_what_was_put_while_a_call_was_under_way(api: Api, usi
     sender.put(place("first"), progress(1.0))
     assert eventually(lambda: sender._is_sending)
     sender.put(place("second"), progress(2.0))
-    thread = threading.Thread(target=lambda: sender.flush(GENEROUS) and flushed.set())
+    thread = threading.Thread(target=lambda: not sender.flush(GENEROUS, NO_RUN) and flushed.set())
     thread.start()
     assert eventually(lambda: sender._wanted == 2)
 
@@ -316,7 +318,7 @@ def test_a_flush_waits_for_what_was_put_while_a_call_was_under_way(api: Api, usi
 
 
 def test_with_nothing_to_send_a_flush_returns_at_once_and_calls_nobody(api: Api, using: Any) -> None:
-    assert using(api.url).flush(GENEROUS)
+    assert not using(api.url).flush(GENEROUS, NO_RUN)
     assert api.calls == []
 
 
@@ -329,25 +331,25 @@ def test_without_a_flush_drafts_are_sent_too(api: Api, using: Any) -> None:
 def test_an_artifact_that_was_deleted_is_made_anew(api: Api, using: Any) -> None:
     sender = using(api.url)
     sender.put(place(), progress(1.0))
-    assert sender.flush(GENEROUS)
+    assert not sender.flush(GENEROUS, NO_RUN)
     api.artifacts.clear()
 
     sender.put(place(), progress(2.0))
 
-    assert eventually(lambda: sender.flush(GENEROUS) and api.data("shop-load") == [2.0])
+    assert eventually(lambda: not sender.flush(GENEROUS, NO_RUN) and api.data("shop-load") == [2.0])
 
 
 def test_connections_that_the_server_has_closed_meanwhile_do_no_harm(api: Api, using: Any, caplog: Any) -> None:
     sender = using(api.url)
     with caplog.at_level(logging.WARNING, logger="prefect_dlt"):
         sender.put(place(), progress(1.0))
-        assert sender.flush(GENEROUS)
+        assert not sender.flush(GENEROUS, NO_RUN)
         port = api.server_port
         api.stop()
         again = Api(port)
         try:
             sender.put(place(), progress(2.0))
-            assert eventually(lambda: sender.flush(GENEROUS) and again.data("shop-load") == [2.0])
+            assert eventually(lambda: not sender.flush(GENEROUS, NO_RUN) and again.data("shop-load") == [2.0])
         finally:
             again.stop()
 
@@ -373,7 +375,7 @@ def test_a_flush_ends_early_when_the_api_refuses_connections(using: Any) -> None
     sender.put(place(), progress(1.0))
     started = time.monotonic()
 
-    assert not sender.flush(10 * GENEROUS)
+    assert sender.flush(10 * GENEROUS, NO_RUN)
 
     assert time.monotonic() - started < GENEROUS
 
@@ -385,7 +387,7 @@ def test_a_flush_ends_early_when_the_api_hangs(api: Api, using: Any, fast_timeou
         sender.put(place(f"key-{number}"), progress(1.0))
     started = time.monotonic()
 
-    assert not sender.flush(10 * GENEROUS)
+    assert sender.flush(10 * GENEROUS, NO_RUN)
 
     # One call and one timeout, rather than fifty.
     assert time.monotonic() - started < 50 * fast_timeout
@@ -397,7 +399,7 @@ def test_a_flush_takes_no_longer_than_it_may(api: Api, using: Any) -> None:
     sender.put(place(), progress(1.0))
     started = time.monotonic()
 
-    assert not sender.flush(0.1)
+    assert sender.flush(0.1, NO_RUN)
 
     assert time.monotonic() - started < module.REQUEST_TIMEOUT
 
@@ -408,7 +410,7 @@ def test_what_an_api_in_trouble_does_not_take_is_sent_when_it_does(api: Api, usi
     api.status_of = lambda _body, _create: status
     sender = using(api.url)
     sender.put(place("summary"), Draft("markdown", "Loaded", "# old"))
-    assert not sender.flush(GENEROUS)
+    assert sender.flush(GENEROUS, NO_RUN)
     sender.put(place("summary"), Draft("markdown", "Loaded", "# new"))
 
     api.status_of = fine
@@ -422,13 +424,13 @@ def test_what_could_not_be_sent_while_the_api_was_down_is_sent_when_it_is_back(u
     sender = using(f"http://127.0.0.1:{port}/api")
     for percent in (1.0, 2.0):
         sender.put(place("load"), progress(percent))
-        assert not sender.flush(GENEROUS)
+        assert sender.flush(GENEROUS, NO_RUN)
     sender.put(place("summary"), Draft("markdown", "Loaded", "# Loaded"))
 
     api = Api(port)
     try:
         assert eventually(lambda: api.data("load") == [2.0] and api.data("summary") == ["# Loaded"])
-        assert eventually(lambda: sender.flush(GENEROUS))
+        assert eventually(lambda: not sender.flush(GENEROUS, NO_RUN))
         assert len(api.calls) == 2
     finally:
         api.stop()
@@ -457,7 +459,7 @@ def test_one_artifact_that_the_api_refuses_does_not_hold_up_the_others(api: Api,
     for key in ("a", "bad", "b"):
         sender.put(place(key), progress(1.0))
 
-    assert not sender.flush(GENEROUS)
+    assert sender.flush(GENEROUS, NO_RUN)
 
     assert eventually(lambda: api.data("a") == api.data("b") == [1.0])
 
@@ -473,8 +475,8 @@ def test_what_the_api_will_never_take_is_not_sent_again(api: Api, using: Any) ->
     sender = using(api.url)
     sender.put(place(), progress(1.0))
 
-    assert not sender.flush(GENEROUS)
-    assert sender.flush(GENEROUS)
+    assert sender.flush(GENEROUS, NO_RUN)
+    assert not sender.flush(GENEROUS, NO_RUN)
     assert len(refused) == 1
 
 
@@ -488,10 +490,10 @@ def test_there_is_one_warning_until_the_api_is_back_and_one_more_after_that(
             api.status_of = lambda _body, _create: 500
             for percent in range(5):
                 sender.put(place(), progress(float(percent)))
-                assert not sender.flush(GENEROUS)
+                assert sender.flush(GENEROUS, NO_RUN)
             assert len(caplog.records) == warnings
             api.status_of = fine
-            assert eventually(lambda: sender.flush(GENEROUS))
+            assert eventually(lambda: not sender.flush(GENEROUS, NO_RUN))
     assert "the load goes on" in caplog.records[0].getMessage()
 
 
@@ -500,7 +502,7 @@ def test_an_address_that_is_none_costs_a_warning_only(using: Any, caplog: pytest
         sender = using("no address at all")
         sender.put(place(), progress(1.0))
 
-        assert not sender.flush(GENEROUS)
+        assert sender.flush(GENEROUS, NO_RUN)
 
     assert sender._thread.is_alive()
     assert len(caplog.records) == 1
@@ -516,14 +518,14 @@ def test_closing_ends_the_thread(api: Api, using: Any) -> None:
         sender.close()
 
         assert not sender._thread.is_alive()
-        assert sender.flush(0.0) is (sender is idle)
+        assert bool(sender.flush(0.0, NO_RUN)) is (sender is busy)
 
 
 def test_a_flush_ends_when_the_publisher_is_closed(api: Api, using: Any) -> None:
     api.hanging.set()
     sender, ended = using(api.url), threading.Event()
     sender.put(place(), progress(1.0))
-    thread = threading.Thread(target=lambda: (sender.flush(10 * GENEROUS), ended.set()))
+    thread = threading.Thread(target=lambda: (not sender.flush(10 * GENEROUS, NO_RUN), ended.set()))
     thread.start()
     assert eventually(lambda: sender._wanted == 1)
 
@@ -546,7 +548,7 @@ def _publish_from_child(url: str, results: Any) -> None:
     with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False}):
         sender = publisher()
         sender.put(place("child"), progress(2.0))
-        results.put((os.getpid(), sender.flush(GENEROUS), sender._thread.is_alive()))
+        results.put((os.getpid(), not sender.flush(GENEROUS, NO_RUN), sender._thread.is_alive()))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
@@ -555,7 +557,7 @@ def test_a_forked_child_gets_a_publisher_of_its_own(api: Api) -> None:
     with temporary_settings({PREFECT_API_URL: api.url, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False}):
         parent = publisher()
         parent.put(place("parent"), progress(1.0))
-        assert parent.flush(GENEROUS)
+        assert not parent.flush(GENEROUS, NO_RUN)
         fork = multiprocessing.get_context("fork")
         results = fork.Queue()
         # Another thread of the parent is about to ask for a publisher at the very moment of the fork.
@@ -570,6 +572,6 @@ def test_a_forked_child_gets_a_publisher_of_its_own(api: Api) -> None:
         assert alive
         assert api.data("child") == [2.0]
         parent.put(place("parent"), progress(3.0))
-        assert parent.flush(GENEROUS)
+        assert not parent.flush(GENEROUS, NO_RUN)
         assert publisher() is parent
     assert api.data("parent") == [3.0]

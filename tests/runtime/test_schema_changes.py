@@ -148,4 +148,6 @@ def test_what_is_told_stays_when_the_schema_goes_on_changing(pipeline: Pipeline)
 
 
 def test_a_type_is_written_as_databases_write_it() -> None:
-    assert type_text({"data_type": "decimal", "precision": 38, "scale": 9, "nullable": False}) == "decimal(38, 9) not null"
+    assert (
+        type_text({"data_type": "decimal", "precision": 38, "scale": 9, "nullable": False}) == "decimal(38, 9) not null"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import dlt
 from dlt.common.pipeline import LoadInfo, SupportsPipeline
@@ -31,7 +31,7 @@ from prefect_dlt.errors import (
     UnknownResourcesError,
 )
 from prefect_dlt.flows import ComponentResult, FlowResult
-from prefect_dlt.report import RunRecord, TableRow
+from prefect_dlt.record import RunRecord, TableRow
 from prefect_dlt.retry import exponential_backoff, fixed_attempts, worth_retrying
 from prefect_dlt.runner import PipelineRunner
 from prefect_dlt.schema_changes import SchemaChanges
@@ -100,11 +100,14 @@ class EveryCallback(PrefectCollector):
     def on_schema_change(
         self, pipeline: SupportsPipeline, trace: PipelineTrace, schema_name: str, changes: SchemaChanges
     ) -> None:
-        for table, columns in changes.items():
+        for table, change in changes.items():
             assert_type(table, str)
-            for column, hints in columns.items():
+            assert_type(change.is_new, bool)
+            for column, what in change.columns.items():
                 assert_type(column, str)
-                _ = hints.get("data_type")
+                assert_type(what.kind, Literal["new", "changed", "variant"])
+                assert_type(what.was, str | None)
+                assert_type(what.data_type, str)
 
     @override
     def on_log(self) -> None:

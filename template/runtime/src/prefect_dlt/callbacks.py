@@ -14,7 +14,6 @@ from typing import Any, Literal, TextIO, TypeAlias
 from dlt.common import logger as dlt_logger
 from dlt.common.pipeline import SupportsPipeline
 from dlt.common.runtime.collector import LogCollector
-from dlt.common.schema.typing import TTableSchema
 from dlt.pipeline.trace import PipelineStepTrace, PipelineTrace
 from dlt.pipeline.typing import TPipelineStep
 from typing_extensions import override

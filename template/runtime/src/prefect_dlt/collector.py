@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import re
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 from uuid import UUID
 
 from dlt.common.pipeline import SupportsPipeline
@@ -15,12 +15,14 @@ from prefect.logging import get_run_logger
 from typing_extensions import override
 
 from prefect_dlt.callbacks import CallbackCollector, TLogger
+from prefect_dlt.deployment import look_up_deployment
+from prefect_dlt.environment import environment
+from prefect_dlt.keys import artifact_key
 from prefect_dlt.progress import StageProgress
 from prefect_dlt.publisher import Draft, Place, publisher
-from prefect_dlt.report import RunRecord, headline, summary
-
-LONGEST_KEY = 59
-"""Characters of an artifact's key."""
+from prefect_dlt.record import FailedAttempt, RunRecord
+from prefect_dlt.report import Report, failure_report, schema_report, stage_report, summary
+from prefect_dlt.usage import UsageMeter
 
 CLOSE_TIMEOUT = 5.0
 """Longest wait at the end of a run for Prefect's API to take the last reports, in seconds."""
@@ -62,10 +64,10 @@ class PrefectCollector(CallbackCollector):
         if self._run_ids is None:
             return
         self._meter = UsageMeter(self._now)
-        record.environment |= environment() | current_deployment()
+        record.environment |= environment()
         flow_run_id, _ = self._run_ids
         if flow_run_id is not None:
-            publisher().ask(partial(look_up_deployment, record.environment, flow_run_id))
+            publisher().ask(partial(look_up_deployment, flow_run_id, record.environment), self._run_ids)
 
     @override
     def stage_started(self, pipeline: SupportsPipeline, progress: StageProgress) -> None:
@@ -105,7 +107,13 @@ class PrefectCollector(CallbackCollector):
         self._measure(record)
         self._put(record, summary(record))
         sender = publisher()
-        if sender.flush(self._close_timeout):
+        if unsent := sender.flush(self._close_timeout, self._run_ids):
+            self.say(
+                f"Prefect's API has not taken what pipeline {record.pipeline_name!r} reports: "
+                f"{', '.join(unsent)}. It is sent when the API takes it, as long as this process lives",
+                logging.WARNING,
+            )
+        else:
             sender.forget(*self._run_ids)
         self._run_ids = None
 
@@ -114,7 +122,9 @@ class PrefectCollector(CallbackCollector):
             record.usage = self._meter.measure()
 
     def _put(self, record: RunRecord, report: Report) -> None:
-        self._put_draft(artifact_key(record.pipeline_name, report.name), Draft("markdown", report.headline, report.page))
+        self._put_draft(
+            artifact_key(record.pipeline_name, report.name), Draft("markdown", report.headline, report.page)
+        )
         for long in report.lists:
             for name, rows in long.parts():
                 self._put_draft(artifact_key(record.pipeline_name, name), Draft("table", long.headline, rows))

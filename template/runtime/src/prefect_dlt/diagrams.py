@@ -49,9 +49,10 @@ def lineage(record: RunRecord, shown: Mapping[str, str]) -> str:
         shown: What to call each table, in the order of their importance.
     """
     tables = {name: label for name, label in shown.items() if name in record.tables_known}
-    drawn = dict.fromkeys(list(tables)[:MOST_TABLES])
-    for name in list(drawn):
-        drawn |= dict.fromkeys(_ancestors(record, name))
+    drawn = dict[str, None]()
+    for name in list(tables)[:MOST_TABLES]:
+        # Parents first, so that the text reads from left to right as the drawing does.
+        drawn |= dict.fromkeys(reversed([name, *_ancestors(record, name)]))
     if not drawn:
         return ""
     sources = dict.fromkeys(record.tables_known[name].schema for name in drawn)

@@ -23,8 +23,9 @@ from prefect_dlt.collector import PrefectCollector
 from prefect_dlt.dataset import check_dataset_name, derive, shared_dataset
 from prefect_dlt.decompose import Component, Decompose, components, decompose_mode, derived_name, select
 from prefect_dlt.errors import ComponentsFailedError
+from prefect_dlt.record import TableRow, most_rows_first
 from prefect_dlt.redact import redact, resolved_secrets
-from prefect_dlt.report import TableRow, most_rows_first, text_table
+from prefect_dlt.report import text_table
 from prefect_dlt.runner import runner
 
 WHOLE = "the whole source"

@@ -24,7 +24,9 @@ def pending_lines(pipeline: SupportsPipeline) -> list[str]:
 
 
 def resumes_with(pipeline: Pipeline) -> str:
-    """Return the step that the next attempt begins with: "extract", "normalize" or "load"."""
+    """Say which step the next attempt begins with, and what it keeps."""
     if pipeline.list_extracted_load_packages():
-        return "normalize"
-    return "load" if pipeline.list_normalized_load_packages() else "extract"
+        return "normalize: what was extracted is kept"
+    if pipeline.list_normalized_load_packages():
+        return "load: what was extracted and normalised is kept, and so are the jobs that were loaded"
+    return "extract, since nothing was kept"

@@ -89,9 +89,10 @@ class StageProgress:
         For example "extract · 3 of 5 resources · 212,400 rows · 41,000 rows/s".
         """
         _, unit = _UNITS[self.stage]
-        parts = [self.stage, f"{self.done:,} of {max(self.total, self.done):,} {unit}"]
+        total = max(self.total, self.done)
+        parts = [self.stage, f"{self.done:,} of {total:,} {unit.removesuffix('s') if total == 1 else unit}"]
         if self.rows:
-            parts.append(f"{self.rows:,} rows")
+            parts.append(f"{self.rows:,} {'row' if self.rows == 1 else 'rows'}")
             if (seconds := now - self.started) >= SHORTEST_RATE:
                 parts.append(f"{rate_text(self.rows / seconds)} rows/s")
         if self.failed:

@@ -7,6 +7,7 @@ import contextvars
 import logging
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
@@ -14,6 +15,7 @@ from uuid import UUID
 from httpx import HTTPStatusError, Limits
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.events.schemas.events import Event
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 logger = logging.getLogger("prefect_dlt")
@@ -34,6 +36,10 @@ NOT_FOUND = 404
 """Answer to an update when the artifact has been deleted: it is created anew."""
 
 
+Run = tuple[UUID | None, UUID | None]
+"""Which run: the ids of its flow run and its task run."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Which artifact: its key, and the run that it belongs to. The same key in another run is its next version."""
@@ -45,9 +51,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Draft:
-    """What an artifact shows: its type, one line of description, and its data."""
+    """What an artifact shows: its type, one line of description, and its data.
 
-    type: Literal["markdown", "progress"]
+    The data of a table is a JSON text: a list of objects, one for each row, with the columns as keys.
+    """
+
+    type: Literal["markdown", "progress", "table"]
     description: str
     data: str | float
 
@@ -57,6 +66,8 @@ class Publisher:
 
     def __init__(self, context: contextvars.Context) -> None:
         self._drafts: dict[Place, Draft] = {}
+        self._events: list[Event] = []
+        self._questions: list[Callable[[SyncPrefectClient], None]] = []
         self._artifact_ids: dict[Place, UUID] = {}
         self._changed = threading.Condition()
         self._is_sending = False
@@ -72,26 +83,51 @@ class Publisher:
         )
         self._thread.start()
 
-    def put(self, place: Place, draft: Draft) -> None:
-        """Take a draft, in place of the one that waits for the same artifact; returns at once."""
+    def put(self, place: Place, draft: Draft, live: bool = False) -> None:
+        """Take a draft, in place of the one that waits for the same artifact; returns at once.
+
+        Args:
+            place: Which artifact.
+            draft: What it shows from now on.
+            live: Whether another draft will follow soon: progress, for example. Of those, one a second is sent.
+        """
+        del live
         with self._changed:
             self._drafts[place] = draft
             self._changed.notify_all()
 
-    def flush(self, timeout: float) -> bool:
-        """Wait until everything put so far is sent, at most `timeout` seconds; tell whether it was.
+    def emit(self, event: Event, run: Run | None = None) -> None:
+        """Take an event to be sent with the next round, in order, at least once; returns at once."""
+        del run
+        with self._changed:
+            self._events.append(event)
+            self._changed.notify_all()
 
-        Ends early when the API does not take it: what is left is tried again as long as the process lives.
+    def ask(self, question: Callable[[SyncPrefectClient], None], run: Run | None = None) -> None:
+        """Call a read-only look-up once, on the publisher's thread, before the drafts of the next round.
+
+        When it fails, nothing but a line of debug tells.
+        """
+        del run
+        with self._changed:
+            self._questions.append(question)
+            self._changed.notify_all()
+
+    def flush(self, timeout: float, run: Run) -> list[str]:
+        """Wait until all that this run has put so far is sent, at most `timeout` seconds; return what is not.
+
+        That is keys of artifacts, and "3 events". It is tried again as long as the process lives. Ends early when the
+        API does not take it.
         """
         with self._changed:
-            if not self._drafts and not self._is_sending:
-                return True
-            # The round under way sends what it began with, and the next one all that was put meanwhile.
-            last = self._rounds + self._is_sending + bool(self._drafts)
-            self._wanted = max(self._wanted, last)
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._rounds >= last or self._is_closing, timeout)
-            return self._rounds >= last and not self._is_failing
+            if self._has_work() or self._is_sending:
+                # The round under way sends what it began with, and the next one all that was put meanwhile.
+                last = self._rounds + self._is_sending + self._has_work()
+                self._wanted = max(self._wanted, last)
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._rounds >= last or self._is_closing, timeout)
+            unsent = [place.key for place in self._drafts if (place.flow_run_id, place.task_run_id) == run]
+            return unsent + ([f"{len(self._events)} events"] if self._events else [])
 
     def forget(self, flow_run_id: UUID | None, task_run_id: UUID | None) -> None:
         """Drop what is remembered of the artifacts of a run that has ended."""
@@ -107,16 +143,29 @@ class Publisher:
             self._changed.notify_all()
         self._thread.join(REQUEST_TIMEOUT)
 
+    def _has_work(self) -> bool:
+        return bool(self._drafts or self._events or self._questions)
+
     def _work(self) -> None:
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
             while True:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._drafts or self._is_closing)
+                    self._changed.wait_for(lambda: self._has_work() or self._is_closing)
                     if self._is_closing:
                         break
                     drafts, self._drafts = self._drafts, {}
+                    events, self._events = self._events, []
+                    questions, self._questions = self._questions, []
                     self._is_sending = True
+                for question in questions:
+                    self._answer(question)
                 unsent, problem = self._send(drafts)
+                if events:
+                    try:
+                        self._send_events(self._connect(), events)
+                        events = []
+                    except Exception as error:  # noqa: BLE001 - as with drafts
+                        problem = error
                 if problem is not None and not self._is_failing:
                     logger.warning(
                         "Prefect's API does not take artifacts (%s); the load goes on, and they are sent when it does",
@@ -125,6 +174,7 @@ class Publisher:
                 with self._changed:
                     # What was put meanwhile is newer than what could not be sent.
                     self._drafts = {**unsent, **self._drafts}
+                    self._events = events + self._events
                     self._is_sending = False
                     self._is_failing = problem is not None
                     self._rounds += 1
@@ -174,6 +224,15 @@ class Publisher:
             )
         )
         self._artifact_ids[place] = created.id
+
+    def _answer(self, question: Callable[[SyncPrefectClient], None]) -> None:
+        try:
+            question(self._connect())
+        except Exception:
+            logger.debug("A question to Prefect's API was not answered", exc_info=True)
+
+    def _send_events(self, client: SyncPrefectClient, events: list[Event]) -> None:
+        client.request("POST", "/events", json=[event.model_dump(mode="json") for event in events])
 
     def _connect(self) -> SyncPrefectClient:
         if self._client is None:

@@ -228,7 +228,9 @@ class RunRecord:
         for table, change in changes.items():
             known[table] = known[table].then(change) if table in known else change
 
-    def note_failure(self, error: BaseException, of: int | None, pending: Sequence[str], following: str) -> FailedAttempt:
+    def note_failure(
+        self, error: BaseException, of: int | None, pending: Sequence[str], following: str
+    ) -> FailedAttempt:
         """Add an attempt that has failed just now.
 
         Args:
@@ -335,19 +337,22 @@ class RunRecord:
 
 def extracted(info: ExtractInfo) -> list[Written]:
     """Return what an extract wrote per resource, dlt's own left out, most rows first."""
-    metrics = [metric for metrics in info.metrics.values() for metric in metrics]
-    return _written((metric["resource_metrics"] for metric in metrics), ())
+    metrics = [each for of_package in info.metrics.values() for each in of_package]
+    return _written((each["resource_metrics"] for each in metrics), ())
 
 
 def normalized(info: NormalizeInfo) -> list[Written]:
     """Return what a normalize wrote per table, dlt's own left out, most rows first."""
-    metrics = [metric for metrics in info.metrics.values() for metric in metrics]
-    return _written((metric["table_metrics"] for metric in metrics), (job for each in metrics for job in each["job_metrics"]))
+    metrics = [each for of_package in info.metrics.values() for each in of_package]
+    files = (file.file_path for each in metrics for file in each["job_metrics"].values())
+    return _written((each["table_metrics"] for each in metrics), files)
 
 
 def jobs(info: LoadInfo) -> list[Job]:
     """Return the jobs of a load, dlt's own left out: failed ones first, then by table."""
-    metrics = {job_id: job for of in info.metrics.values() for each in of for job_id, job in each["job_metrics"].items()}
+    metrics = {
+        job_id: job for of in info.metrics.values() for each in of for job_id, job in each["job_metrics"].items()
+    }
     found = [
         _job(state, job, metrics.get(job.job_file_info.job_id()))
         for package in info.load_packages
@@ -385,13 +390,14 @@ def _written(of_parts: Iterable[Mapping[str, DataWriterMetrics]], files: Iterabl
 def _job(state: str, job: LoadJobInfo, metrics: LoadJobMetrics | None) -> Job:
     # A job that failed for good stays or goes back to the new ones, to be tried again, and keeps its message.
     is_failed = state == "failed_jobs" or bool(job.failed_message)
-    has_ended = metrics is not None and metrics.finished_at is not None
+    ended = metrics.finished_at if metrics is not None else None
+    took = (ended - metrics.started_at).total_seconds() if metrics is not None and ended is not None else 0.0
     return Job(
         job.job_file_info.table_name,
         job.job_file_info.file_name(),
         "failed" if is_failed else "loaded" if state == "completed_jobs" else "waiting",
         job.file_size,
-        (metrics.finished_at - metrics.started_at).total_seconds() if has_ended else 0.0,
+        took,
         job.failed_message or "",
     )
 

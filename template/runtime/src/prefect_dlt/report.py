@@ -28,6 +28,9 @@ LARGEST_LIST = 400_000
 MOST_NEW_TABLES = 10
 """Tables whose columns are written out on the page about schema changes; all are in the list."""
 
+KIBIBYTE = 1024
+"""Bytes."""
+
 LONGEST_HEADLINE = 200
 """Characters of an error in a headline."""
 
@@ -100,13 +103,13 @@ def summary(record: RunRecord) -> Report:
         parts += [fence(timeline(record), "mermaid")]
     if tables.rows:
         parts += ["## Tables", tables.text()]
-        if graph := lineage(record, {row.name: f"{safe(row.name)} · {row.rows_text}" for row in record.tables()}):
+        if graph := lineage(record, {row.name: _with_rows(row, safe) for row in record.tables()}):
             parts += [fence(graph, "mermaid")]
     if changed := _changes(record):
         parts += ["## Schema changes", _schema_overview(record, changed)]
     if record.failed_attempts:
         rows = [
-            (str(each.number), each.step, cell(safe(one_line(each.error))), f"{_seconds(each):,.1f}")
+            (str(each.number), each.step, cell(safe(_behind(each.error))), f"{_seconds(each):,.1f}")
             for each in record.failed_attempts
         ]
         parts += ["## Failed attempts", table(("Attempt", "Step", "Error", "Seconds"), rows, right=(0, 3))]
@@ -126,11 +129,11 @@ def stage_report(record: RunRecord, step: PipelineStepTrace) -> Report:
     if isinstance(info, ExtractInfo):
         rows = extracted(info)
         figures = _rates(rows, "resource", took)
-        details = [_written(record, "extract_resources", "Rows per resource", "Resource", rows, safe)]
+        details = [_written(record, "extract_resources", "Rows per resource", "Resource", rows)]
     elif isinstance(info, NormalizeInfo):
         rows = normalized(info)
         figures = _rates(rows, "table", took)
-        details = [_written(record, "normalize_tables", "Rows and files per table", "Table", rows, safe)]
+        details = [_written(record, "normalize_tables", "Rows and files per table", "Table", rows)]
     elif isinstance(info, LoadInfo):
         found = jobs(info)
         figures = _job_rates(found, took)
@@ -154,7 +157,7 @@ def failure_report(record: RunRecord, attempt: FailedAttempt) -> Report:
     pending = "\n".join(f"- {span(safe(line))}" for line in attempt.pending)
     parts = [
         f"# {title}",
-        span(safe(one_line(attempt.error))[:LONGEST_MESSAGE]),
+        span(safe(_behind(attempt.error))[:LONGEST_MESSAGE]),
         "## What happens next",
         safe(attempt.next),
         "## What is pending",
@@ -163,7 +166,7 @@ def failure_report(record: RunRecord, attempt: FailedAttempt) -> Report:
         fence(redacted_traceback(attempt.error, record.secrets)),
         *_about(record, safe, ()),
     ]
-    error = shortened(" ".join(safe(one_line(attempt.error)).split()), LONGEST_HEADLINE)
+    error = shortened(" ".join(safe(_behind(attempt.error)).split()), LONGEST_HEADLINE)
     line = f"{attempt.name.capitalize()} failed in {attempt.step} · {error}"
     return Report(f"failed_attempt_{attempt.number}", line, _page(parts))
 
@@ -193,15 +196,22 @@ def schema_report(record: RunRecord) -> Report:
     parts = [f"# {span(safe(record.pipeline_name))}: schema changed", " · ".join(figures)]
     if differing:
         rows = [
-            (cell(safe(each.table)), cell(safe(column.column)), _kind(each, column, safe), cell(safe(column.type)))
-            + (cell(safe(column.was or "")),)
+            (
+                cell(safe(each.table)),
+                cell(safe(column.column)),
+                _kind(each, column, safe),
+                cell(safe(column.type)),
+                cell(safe(column.was or "")),
+            )
             for each in differing
             for column in each.columns.values()
         ]
         header = ("Table", "Column", "Change", "Type", "Was")
         parts += ["## Changed tables", table(header, rows, more=listed.where())]
     for each in new[:MOST_NEW_TABLES]:
-        rows = [(cell(safe(column.column)), cell(safe(column.type)), _hints(column)) for column in each.columns.values()]
+        rows = [
+            (cell(safe(column.column)), cell(safe(column.type)), _hints(column)) for column in each.columns.values()
+        ]
         parts += [f"## New table {span(safe(each.table))}", f"From schema {span(safe(each.schema))}."]
         parts += [table(("Column", "Type", "Hints"), rows, more=listed.where())]
     if others := new[MOST_NEW_TABLES:]:
@@ -285,9 +295,8 @@ class _Table:
         return (LongList(self.name, f"{self.headline} · {len(self.rows):,}", self.rows),)
 
 
-def _written(
-    record: RunRecord, name: str, headline: str, what: str, rows: Sequence[Written], safe: Callable[[str], str]
-) -> _Table:
+def _written(record: RunRecord, name: str, headline: str, what: str, rows: Sequence[Written]) -> _Table:
+    safe = _redaction(record)
     has_files = any(row.files for row in rows)
     columns: dict[str, Callable[[Any], str]] = {what: cell, "Rows": _whole, "Files": _whole, "Seconds": _decimal}
     found = [
@@ -314,7 +323,14 @@ def _loaded(record: RunRecord, found: Sequence[Job], safe: Callable[[str], str])
         }
         for name, of in sorted(by_table.items(), key=lambda each: (-sum(job.bytes for job in each[1]), each[0]))
     ]
-    columns = {"Table": cell, "Jobs": _whole, "Failed": _whole, "Waiting": _whole, "Size": _as_it_is, "Seconds": _decimal}
+    columns = {
+        "Table": cell,
+        "Jobs": _whole,
+        "Failed": _whole,
+        "Waiting": _whole,
+        "Size": _as_it_is,
+        "Seconds": _decimal,
+    }
     return _Table(record, "load_tables", "Jobs per table", columns, rows)
 
 
@@ -368,7 +384,7 @@ def _schema_overview(record: RunRecord, changed: Sequence[TableChange]) -> str:
         (
             cell(safe(each.table)),
             "new table" if each.is_new else "changed",
-            cell(safe(", ".join(f"{column.column} {column.type}" for column in each.columns.values()))),
+            cell(safe(", ".join(f"{column.column} {column.type}" for column in _of_the_user(each)))),
         )
         for each in changed
     ]
@@ -419,11 +435,28 @@ def _job_rates(found: Sequence[Job], seconds: float) -> str:
 
 def _size(count: float) -> str:
     """Return a number of bytes as text, in units of 1,024."""
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
-        count /= 1024
-    return f"{count:,.1f} GiB"
+    if count < KIBIBYTE:
+        return f"{count:,.0f} bytes"
+    for unit in ("KiB", "MiB"):
+        count /= KIBIBYTE
+        if count < KIBIBYTE:
+            return f"{count:,.1f} {unit}"
+    return f"{count / KIBIBYTE:,.1f} GiB"
+
+
+def _of_the_user(change: TableChange) -> list[ColumnChange]:
+    """Return the columns without dlt's own, unless there are no others."""
+    columns = list(change.columns.values())
+    return [column for column in columns if not column.column.startswith("_dlt")] or columns
+
+
+def _with_rows(row: TableRow, safe: Callable[[str], str]) -> str:
+    return f"{safe(row.name)} · {row.rows_text} {'row' if row.rows_text == '1' else 'rows'}"
+
+
+def _behind(error: BaseException) -> str:
+    """Say what went wrong, without the step, where that is told beside it."""
+    return one_line(error.exception if isinstance(error, PipelineStepFailed) else error)
 
 
 def _redaction(record: RunRecord) -> Callable[[str], str]:

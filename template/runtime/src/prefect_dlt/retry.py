@@ -87,7 +87,6 @@ def worth_retrying(steps: Sequence[TPipelineStep] = ("load",)) -> Callable[[Base
     Args:
         steps: dlt steps that may be repeated, of "extract", "normalize" and "load".
     """
-
     return lambda error: why_not_retried(error, steps) is None
 
 
@@ -103,18 +102,23 @@ def why_not_retried(error: BaseException, steps: Sequence[TPipelineStep] = ("loa
         return f"the run was asked to stop ({type(stop).__name__})"
     if is_exhausted(error):
         return "the generator it was given has been read, and cannot be read again"
-    if isinstance(error, PrefectDltError):
-        return "it would fail in the same way again"
     if isinstance(error, PipelineStepFailed) and error.step not in (*steps, "sync"):
         return f"{error.step} is none of the steps that are retried ({', '.join(steps) or 'none'})"
+    verdict = _verdict(error, steps)
+    return None if verdict is None else f"it would fail in the same way again ({verdict})"
+
+
+def _verdict(error: BaseException, steps: Sequence[TPipelineStep]) -> str | None:
+    """Return what says that an error is terminal; None when nothing does."""
+    if isinstance(error, PrefectDltError):
+        return type(error).__name__
     causes = list(chain(error, explicit=True))
     if "load" in steps and any(isinstance(cause, SchemaUpdateError) for cause in causes):
         return None
     # The outermost verdict counts: whoever wrapped an error knew what it meant there.
     marked = (cause for cause in causes if isinstance(cause, TerminalException | TransientException))
-    if isinstance(verdict := next(marked, None), TerminalException):
-        return f"dlt says that it would fail in the same way again ({type(verdict).__name__})"
-    return None
+    verdict = next(marked, None)
+    return type(verdict).__name__ if isinstance(verdict, TerminalException) else None
 
 
 def most_attempts(policy: Retrying) -> int | None:

@@ -200,8 +200,7 @@ class PipelineRunner:
         self._note_failure(
             error,
             failed_before,
-            f"The next attempt starts in {pause:.1f} s, and begins with {resumes_with(self.pipeline)}: what the steps "
-            "before it have done is kept.",
+            f"The next attempt starts in {pause:.1f} s, and begins with {resumes_with(self.pipeline)}.",
         )
         collector = self.pipeline.collector
         if isinstance(collector, CallbackCollector):

@@ -37,8 +37,8 @@ class ColumnChange:
 
     @property
     def data_type(self) -> str:
-        """dlt's data type, such as "bigint"."""
-        return self.definition["data_type"]
+        """The type in dlt's words, such as "bigint"."""
+        return str(self.definition.get("data_type"))
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def columns_of(tables: Iterable[TTableSchema]) -> Columns:
     A column of which dlt has seen no value yet has no type, and the destination has no such column: it is left out.
     """
     return {
-        table["name"]: {
+        str(table.get("name")): {
             name: column.copy() for name, column in table.get("columns", {}).items() if column.get("data_type")
         }
         for table in tables
@@ -110,7 +110,7 @@ def compare_schemas(before: Mapping[str, Columns], after: Mapping[str, Columns])
 def type_text(column: TColumnSchema) -> str:
     """Return the type of a column as text: "bigint", "decimal(38, 9) not null", "timestamp without timezone"."""
     sizes = [str(size) for size in (column.get("precision"), column.get("scale")) if size is not None]
-    text = f"{column['data_type']}({', '.join(sizes)})" if sizes else str(column["data_type"])
+    text = f"{column.get('data_type')}({', '.join(sizes)})" if sizes else str(column.get("data_type"))
     if column.get("timezone") is False:
         text += " without timezone"
     return text if column.get("nullable", True) else f"{text} not null"

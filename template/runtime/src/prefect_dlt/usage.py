@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -66,13 +67,11 @@ class UsageMeter:
         memory = 0.0
         cpu_of = dict[psutil.Process, float]()
         for process in (self._process, *self._children()):
-            try:
-                with process.oneshot():
-                    times = process.cpu_times()
-                    memory += process.memory_info().rss / MEBIBYTE
+            # It may end in between.
+            with contextlib.suppress(psutil.Error), process.oneshot():
+                times = process.cpu_times()
+                memory += process.memory_info().rss / MEBIBYTE
                 cpu_of[process] = times.user + times.system
-            except psutil.Error:
-                continue  # It has ended in between.
         self._cpu_gone += sum(seconds for process, seconds in self._cpu_of.items() if process not in cpu_of)
         self._cpu_of = cpu_of
         return sum(cpu_of.values()) + self._cpu_gone, memory
@@ -88,7 +87,7 @@ def own_peak_memory() -> float:
     """Return the most resident memory this process ever had, in MiB, by the system's own count; 0 where it has none."""
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset / MEBIBYTE
-    import resource  # noqa: PLC0415 - Windows does not have it
+    import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / MEBIBYTE if sys.platform == "darwin" else peak / 1024
