@@ -5,17 +5,21 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import dlt
+import pyarrow as pa
 import pytest
 from dlt.pipeline.exceptions import PipelineStepFailed
 from dlt.pipeline.pipeline import Pipeline
 from tenacity import Retrying, stop_after_attempt
 
 from prefect_dlt import CallbackCollector, runner
+from prefect_dlt.record import RunRecord
 from tests.runtime.conftest import count
 from tests.runtime.sources import shop
 
@@ -59,8 +63,7 @@ class Recorder(CallbackCollector):
 
     def on_schema_change(self, pipeline: Any, trace: Any, schema_name: str, changes: Any) -> None:
         self.calls.append(f"on_schema_change {schema_name}")
-        for table, columns in changes.items():
-            self.changes.setdefault(table, {}).update(columns)
+        self.changes |= changes
 
 
 STEPS = [
@@ -113,10 +116,9 @@ def test_a_schema_change_names_the_tables_and_columns_that_are_new(pipeline: Cal
 
     shop_pipeline.run([{"id": 2, "note": "gift"}], table_name="orders")
 
-    assert {
-        table: {name: column["data_type"] for name, column in columns.items()}
-        for table, columns in collector.changes.items()
-    } == {"orders": {"note": "text"}}
+    (orders,) = collector.changes.values()
+    assert (orders.table, orders.is_new) == ("orders", False)
+    assert {name: column.data_type for name, column in orders.columns.items()} == {"note": "text"}
 
 
 def test_a_failed_run_hands_its_error_to_on_after(pipeline: Callable[..., Pipeline]) -> None:
@@ -180,9 +182,9 @@ def test_progress_is_logged_at_most_once_a_period_and_when_a_stage_ends(pipeline
 
     lines = [line for line in stream.getvalue().splitlines() if line.startswith("extract")]
     assert lines == [
-        "extract · 0 of 1 resources",
-        "extract · 0 of 1 resources · 4 rows · 0 rows/s",
-        "extract · 1 of 1 resources · 4 rows · 0 rows/s",
+        "extract · 0 of 1 resource",
+        "extract · 0 of 1 resource · 4 rows · 0.3 rows/s",
+        "extract · 1 of 1 resource · 4 rows · 0.3 rows/s",
     ]
 
 
@@ -235,3 +237,149 @@ def test_a_collector_survives_dlts_own_copy_of_a_pipeline(pipeline: Callable[...
 
     assert isinstance(other.collector, Recorder)
     assert count(other, "orders") == 2
+
+
+# -- one collector, two pipelines --------------------------------------------------------------------------------------
+
+
+class Observed(CallbackCollector):
+    """Keeps the record of each run it serves; copies share the list."""
+
+    def __init__(self) -> None:
+        super().__init__(logger=io.StringIO())
+        self.records: list[RunRecord] = []
+
+    def run_ended(self, pipeline: Any, record: RunRecord) -> None:
+        self.records.append(record)
+
+
+def test_two_pipelines_that_run_at_once_with_one_collector_are_reported_apart(
+    pipeline: Callable[..., Pipeline], tmp_path: Path
+) -> None:
+    collector = Observed()
+    together = threading.Barrier(2, timeout=60)
+
+    def load(name: str, rows: int) -> None:
+        @dlt.resource(name=f"{name}_rows")
+        def data() -> Iterator[Any]:
+            together.wait()
+            yield [{"id": number} for number in range(rows)]
+            together.wait()
+
+        database = dlt.destinations.duckdb(str(tmp_path / f"{name}_file.duckdb"))
+        options = {"pipelines_dir": str(tmp_path / name), "destination": database, "dataset_name": "d"}
+        dlt.pipeline(name, progress=collector, **options).run(data)
+
+    with ThreadPoolExecutor(2) as pool:
+        for future in [pool.submit(load, "one", 1), pool.submit(load, "two", 2)]:
+            future.result()
+
+    tables = {each.pipeline_name: [(row.name, row.rows) for row in each.tables()] for each in collector.records}
+    assert tables == {"one": [("one_rows", 1)], "two": [("two_rows", 2)]}
+    assert [row.tries for each in collector.records for row in each.stages()] == [1] * 6
+
+
+def test_two_pipelines_one_after_another_share_a_collector(pipeline: Callable[..., Pipeline]) -> None:
+    collector = Observed()
+    one, two = pipeline("one", progress=collector), pipeline("two", progress=collector)
+
+    one.run([{"id": 1}], table_name="orders")
+    runner(two).run([{"id": 1}], table_name="orders")
+    one.run([{"id": 1}], table_name="orders")
+
+    assert one.collector is two.collector is collector
+    assert [each.pipeline_name for each in collector.records] == ["one", "two", "one"]
+
+
+# -- steps by themselves, and failures ---------------------------------------------------------------------------------
+
+
+def test_steps_that_are_called_one_by_one_are_one_report(pipeline: Callable[..., Pipeline]) -> None:
+    collector = Observed()
+    shop_pipeline = pipeline(progress=collector)
+
+    shop_pipeline.extract(shop())
+    shop_pipeline.normalize()
+    shop_pipeline.load()
+    shop_pipeline.extract([{"id": 1}], table_name="orders")
+
+    first, *_, last = collector.records
+    assert collector.records == [first, first, first, last]
+    assert [row.name for row in first.stages()] == ["extract", "normalize", "load"]
+    assert [row.name for row in last.stages()] == ["extract"]
+    assert first.finished_at is not None
+    assert first.schema_changes["shop"].keys() == {"customers", "greetings", "orders", "orders__items"}
+
+
+def test_a_step_by_itself_has_its_callbacks_but_those_of_a_run(pipeline: Callable[..., Pipeline]) -> None:
+    collector = Recorder()
+
+    pipeline(progress=collector).extract(shop())
+
+    assert collector.calls == ["before_extract", "after_extract"]
+
+
+@pytest.mark.parametrize("act", ["run", "extract"])
+def test_a_failure_without_the_runner_is_told_with_what_is_next(act: str, pipeline: Callable[..., Pipeline]) -> None:
+    @dlt.resource
+    def orders() -> Iterator[Any]:
+        raise ConnectionError("asleep")
+        yield
+
+    collector = Observed()
+    with pytest.raises(PipelineStepFailed) as error:
+        getattr(pipeline(progress=collector), act)(orders)
+
+    (record,) = collector.records
+    (attempt,) = record.failed_attempts
+    assert attempt.error is error.value
+    assert (attempt.name, attempt.step, attempt.pending) == ("attempt 1 of 1", "extract", ())
+    assert attempt.next == f"No further attempt: pipeline.{act}() makes one."
+
+
+def test_a_failure_that_leaves_data_says_what_waits(
+    pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector = Observed()
+    shop_pipeline = pipeline(progress=collector)
+
+    def asleep(*_args: Any, **_options: Any) -> None:
+        raise ConnectionError("asleep")
+
+    monkeypatch.setattr(type(shop_pipeline.destination_client()), "update_stored_schema", asleep)
+    with pytest.raises(PipelineStepFailed):
+        shop_pipeline.run(shop())
+
+    (attempt,) = collector.records[0].failed_attempts
+    (load_id,) = shop_pipeline.list_normalized_load_packages()
+    assert attempt.pending == (f"load package {load_id}: normalised, 0 of 5 jobs loaded",)
+    assert "The next pipeline.run() loads what is pending, and nothing else" in attempt.next
+
+
+def test_a_schema_change_of_a_step_that_failed_is_told_by_the_try_that_succeeds(
+    pipeline: Callable[..., Pipeline],
+) -> None:
+    failures = [ConnectionError("asleep")]
+
+    @dlt.resource(columns={"id": {"data_type": "bigint"}})
+    def orders() -> Iterator[Any]:
+        yield {"id": 1}
+        if failures:
+            raise failures.pop()
+
+    collector = Recorder()
+    policy = Retrying(stop=stop_after_attempt(2), reraise=True)
+    runner(pipeline(progress=collector), retry_policy=policy, retry_pipeline_steps=["extract"]).run(orders)
+
+    assert collector.calls.count("on_schema_change shop") == 1
+    assert collector.changes["orders"].is_new
+    assert collector.changes["orders"].columns.keys() == {"id", "_dlt_id", "_dlt_load_id"}
+
+
+def test_what_only_extract_changed_is_told_when_the_run_ends(pipeline: Callable[..., Pipeline]) -> None:
+    collector = Recorder()
+
+    pipeline(progress=collector).extract(pa.table({"id": [1]}), table_name="orders")
+
+    assert collector.calls == ["before_extract", "after_extract", "on_schema_change shop"]
+    assert collector.changes["orders"].columns.keys() == {"id"}

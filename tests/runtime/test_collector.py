@@ -23,7 +23,6 @@ from prefect.client.schemas.objects import Artifact
 from prefect.context import FlowRunContext, TaskRunContext
 
 from prefect_dlt import PrefectCollector
-from prefect_dlt.collector import artifact_key
 from tests.runtime.sources import shop
 
 
@@ -155,47 +154,6 @@ def test_outside_of_prefect_it_is_quiet_and_starts_nothing(own_folder: Path) -> 
     )
     assert done.stdout == "['MainThread']\n"
     assert done.stderr == ""
-
-
-@pytest.mark.parametrize(
-    ("names", "key"),
-    [
-        (("shop", "extract"), "shop-extract"),
-        (("a_b", "load"), "a-b-load"),
-        (("shop__orders", "summary"), "shop--orders-summary"),
-    ],
-)
-def test_a_plain_name_makes_a_readable_key(names: tuple[str, ...], key: str) -> None:
-    assert artifact_key(*names) == key
-
-
-def test_no_two_names_share_a_key() -> None:
-    names = [
-        "a_b",
-        "a-b",
-        "a--b",
-        "a__b",
-        "A_B",
-        "a b",
-        "ab",
-        "käse",
-        "kase",
-        "x" * 80,
-        "x" * 81,
-        "日本",
-        "中国",
-        "_",
-        "-",
-    ]
-
-    keys = [artifact_key(name, "extract") for name in names]
-
-    assert len(set(keys)) == len(names)
-    for key in keys:
-        assert len(key) < 60
-        assert key.replace("-", "").isalnum()
-        assert key.isascii()
-        assert key == key.lower()
 
 
 def current_flow_run_id() -> UUID:

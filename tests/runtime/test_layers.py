@@ -8,9 +8,12 @@ from pathlib import Path
 import prefect_dlt
 
 FOLDER = Path(prefect_dlt.__file__).parent
-TALK = {"collector", "flows", "publisher"}
-ACT = {"callbacks", "dataset", "runner", "traces"}
-DECIDE = {"decompose", "errors", "progress", "redact", "report", "retry", "schema_changes"}
+TALK = {"collector", "deployment", "flows", "publisher"}
+ACT = {"callbacks", "dataset", "environment", "pending", "runner", "traces", "usage"}
+DECIDE = {
+    *("decompose", "diagrams", "errors", "keys", "markdown", "progress", "record", "redact", "report", "retry"),
+    "schema_changes",
+}
 
 
 def imports_of(module: str) -> set[str]:

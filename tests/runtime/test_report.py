@@ -1,149 +1,106 @@
-"""A report says what happened, shows it as it is whatever the names, and holds no secret."""
+"""Reports say what happened, are readable whatever their size, and hold no secret."""
 
+from __future__ import annotations
+
+import json
 import re
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from typing import Any
 
 import dlt
 import pytest
-from dlt.common.destination.exceptions import DestinationTransientException
+from dlt.common.destination.exceptions import DestinationTerminalException, DestinationTransientException
+from dlt.pipeline.exceptions import PipelineStepFailed
 from dlt.pipeline.pipeline import Pipeline
-from dlt.pipeline.trace import PipelineStepTrace, PipelineTrace
-from markdown_it import MarkdownIt
 
+from prefect_dlt import CallbackCollector
+from prefect_dlt.markdown import LONGEST_TABLE
+from prefect_dlt.record import RunRecord, Table, TableRow, Usage
 from prefect_dlt.report import (
-    LONGEST_ERROR,
-    LONGEST_MESSAGE,
-    LONGEST_TABLE,
-    RunRecord,
-    TableRow,
+    LARGEST_LIST,
+    LongList,
+    Report,
+    failure_report,
     headline,
+    schema_report,
+    stage_report,
     summary,
     text_table,
 )
+from prefect_dlt.schema_changes import ColumnChange, TableChange
+from tests.runtime.reports import HOSTILE, cells, empty_record, finished, new_table, raised, recorded, rendered
+from tests.runtime.sources import shop
 
-HOSTILE = [
-    "a|b",
-    "a\\|b",
-    "a\\\\|b\\",
-    "a`b``c",
-    "`|`",
-    "line one\nline two",
-    "| x | y |\n| --- | --- |",
-    "<script>alert(1)</script>",
-    "<!-- x",
-    "[link](https://example.com)",
-    "**bold** _it_ ~~s~~ # no heading",
-    "tab\there\r\nthere",
-    "nul\0bell\a",
-    "half \ud800",
-    "``` fence",
-]
+LARGEST_ARTIFACT = 500_000
+"""Bytes; what issue trackers, browsers and Prefect's UI still take well."""
+
+
+@pytest.fixture(autouse=True)
+def _one_try_per_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOAD__RAISE_ON_MAX_RETRIES", "1")  # dlt's own retries of a job take seconds
+
+
+class Reports(CallbackCollector):
+    """Keeps the reports of a run, made when it has ended."""
+
+    record: RunRecord
+
+    def run_started(self, pipeline: Any, record: RunRecord) -> None:
+        self.record = record
+
+    def stage(self, name: Any) -> Report:
+        return stage_report(self.record, self.record.steps(name)[-1])
 
 
 @pytest.fixture
-def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
-    monkeypatch.setenv("RUNTIME__DLTHUB_TELEMETRY", "false")
-    monkeypatch.setenv("LOAD__RAISE_ON_MAX_RETRIES", "1")  # dlt's own retries of a job take seconds
-    return dlt.pipeline(
-        "shop",
-        destination=dlt.destinations.duckdb(str(tmp_path / "shop.duckdb")),
-        dataset_name="sales",
-        pipelines_dir=str(tmp_path),
-    )
+def reports(pipeline: Callable[..., Pipeline]) -> Reports:
+    """The reports of a run of the shop that went well."""
+    collector = Reports()
+    pipeline(progress=collector).run(shop())
+    return collector
 
 
-def empty_record(**settings: str) -> RunRecord:
-    return RunRecord("shop", "duckdb", "sales", settings, started_at=datetime.now(timezone.utc))
+# -- the summary -------------------------------------------------------------------------------------------------------
 
 
-def finished(error: BaseException | None = None, failures: list[BaseException] | None = None) -> RunRecord:
-    record = empty_record()
-    record.failures = failures or []
-    record.finish(error)
-    return record
+def test_a_run_is_told_in_a_headline_and_a_page(reports: Reports) -> None:
+    report = summary(reports.record)
 
-
-def recorded(pipeline: Pipeline, *acts: Callable[[], Any]) -> RunRecord:
-    """Return the record of a run that does one thing after another, and notes what each fails with."""
-    record = RunRecord.of(pipeline, {})
-    error: BaseException | None = None
-    for act in acts:
-        if error is not None:
-            record.failures.append(error)
-        try:
-            act()
-            error = None
-        except Exception as caught:  # noqa: BLE001 - whatever it is, it is recorded
-            error = caught
-        record.add_trace(pipeline.last_trace)
-    record.finish(error)
-    return record
-
-
-def raised(error: Exception) -> Exception:
-    """Return the error with a traceback."""
-    try:
-        raise error
-    except type(error) as caught:
-        return caught
-
-
-def rendered(page: str) -> str:
-    return MarkdownIt("commonmark").enable("table").render(page)
-
-
-def cells(page: str, heading: str) -> list[list[str]]:
-    """Return the rows of the table under a heading as a reader sees them."""
-    section = rendered(page).partition(f"<h2>{heading}</h2>")[2].partition("<h2>")[0]
-    rows = re.findall(r"<tr>(.*?)</tr>", section, re.DOTALL)
-    return [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL) for row in rows]
-
-
-def seen(text: str) -> str:
-    """Return text as HTML shows it in code."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
-
-
-# -- a real run --------------------------------------------------------------------------------------------------------
-
-
-def test_a_run_is_told_in_a_headline_and_a_page(pipeline: Pipeline) -> None:
-    data = {"orders": [{"id": 1}, {"id": 2}], "users": [{"id": 1}]}
-    source = dlt.source(lambda: [dlt.resource(rows, name=name) for name, rows in data.items()], name="shop")()
-
-    record = recorded(pipeline, lambda: pipeline.run(source))
-
-    assert re.fullmatch(r"Loaded · 3 rows · 2 tables · [\d.]+ s", headline(record))
-    page = summary(record)
-    assert "<h1><code>shop</code>: loaded</h1>" in rendered(page)
-    assert [row[:3] for row in cells(page, "Stages")[1:]] == [
-        [name, "done", "1"] for name in ("extract", "normalize", "load")
+    assert report.name == "summary"
+    assert re.fullmatch(r"Loaded · 11 rows · 4 tables · [\d.]+ s", report.headline)
+    assert "<h1><code>shop</code>: loaded</h1>" in rendered(report.page)
+    stages = cells(report.page, "Stages")
+    assert [row[:3] for row in stages[1:]] == [[name, "done", "1"] for name in ("extract", "normalize", "load")]
+    assert cells(report.page, "Tables")[1][:2] == ["<code>customers</code>", "3"]
+    assert ["Destination", "<code>duckdb</code>"] in cells(report.page, "Run")
+    assert ["Dataset", "<code>shop_data</code>"] in cells(report.page, "Run")
+    assert ["Load package", f"<code>{reports.record.load_ids[0]}</code>"] in cells(report.page, "Run")
+    assert report.page.count("```mermaid\ngantt\n") == 1
+    assert report.page.count("```mermaid\nflowchart LR\n") == 1
+    assert [row[:2] for row in cells(report.page, "Schema changes")[1:]] == [
+        [f"<code>{name}</code>", "new table"] for name in ("customers", "greetings", "orders", "orders__items")
     ]
-    assert [row[:2] for row in cells(page, "Tables")[1:]] == [["<code>orders</code>", "2"], ["<code>users</code>", "1"]]
-    assert ["Destination", "<code>duckdb</code>"] in cells(page, "Run")
-    assert ["Dataset", "<code>sales</code>"] in cells(page, "Run")
-    assert ["Load packages", f"<code>{record.load_ids[0]}</code>"] in cells(page, "Run")
+    assert report.lists == ()
 
 
-def test_time_spent_on_tables_is_part_of_the_time_of_the_run(pipeline: Pipeline) -> None:
-    record = recorded(pipeline, lambda: pipeline.run([{"id": 1}], table_name="orders"))
+def test_a_run_that_failed_shows_where_and_why(pipeline: Callable[..., Pipeline]) -> None:
+    @dlt.resource
+    def orders() -> Iterator[dict[str, int]]:
+        yield {"id": 1}
+        raise ConnectionError("the source is down")
 
-    assert 0.0 < sum(table.seconds for table in record.tables()) <= record.seconds
+    shop_pipeline = pipeline()
+    record = recorded(shop_pipeline, lambda: shop_pipeline.run(orders))
+
+    assert headline(record).startswith("Failed in extract · ")
+    page = summary(record).page
+    assert "ConnectionError: the source is down" in page
+    assert [row[:3] for row in cells(page, "Stages")[1:]] == [["extract", "failed", "1"]]
+    assert "## Tables" not in page
+    assert "Traceback (most recent call last)" in page
 
 
-def test_a_named_destination_is_told_with_its_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RUNTIME__DLTHUB_TELEMETRY", "false")
-    warehouse = dlt.destinations.duckdb(str(tmp_path / "shop.duckdb"), destination_name="warehouse")
-
-    record = RunRecord.of(dlt.pipeline("shop", destination=warehouse, pipelines_dir=str(tmp_path)), {})
-
-    assert record.destination == "warehouse (duckdb)"
-
-
-def test_rows_are_counted_once_however_often_the_load_is_tried(pipeline: Pipeline) -> None:
+def test_attempts_that_failed_are_listed_with_their_step(pipeline: Callable[..., Pipeline]) -> None:
     calls = iter([DestinationTransientException("busy"), DestinationTransientException("busy"), None])
 
     @dlt.destination(batch_size=0, name="sink")
@@ -151,152 +108,237 @@ def test_rows_are_counted_once_however_often_the_load_is_tried(pipeline: Pipelin
         if error := next(calls, None):
             raise error
 
-    record = recorded(
-        pipeline,
-        lambda: pipeline.run([{"id": 1}, {"id": 2}], table_name="orders", destination=sink),
-        pipeline.load,
-        pipeline.load,
-    )
+    shop_pipeline = pipeline()
+    run = lambda: shop_pipeline.run([{"id": 1}], table_name="orders", destination=sink)  # noqa: E731
+    record = recorded(shop_pipeline, run, shop_pipeline.load, shop_pipeline.load)
 
-    assert record.error is None
-    assert [(table.name, table.rows) for table in record.tables()] == [("orders", 2)]
-    assert sum(table.seconds for table in record.tables()) <= record.seconds
     assert headline(record).endswith("· 3 attempts")
-    page = summary(record)
-    assert [row[:3] for row in cells(page, "Stages")[1:]] == [
-        ["extract", "done", "1"],
-        ["normalize", "done", "1"],
-        ["load", "done", "3"],
+    attempts = cells(summary(record).page, "Failed attempts")[1:]
+    assert [row[:2] for row in attempts] == [["1", "load"], ["2", "load"]]
+    assert "LoadClientJobRetry" in attempts[0][2]
+
+
+def test_how_and_where_it_ran_is_in_every_report(reports: Reports) -> None:
+    record = reports.record
+    record.settings = {"Retry policy": "3 attempts", "Trace pipeline": ""}
+    record.environment = {"Host": "worker-7", "Deployment": "load/prod"}
+    record.usage = Usage(12.4, 180.6, 310.0, 1420.2, 61.35)
+    attempt = record.note_failure(ValueError("no"), 1, [], "No further attempt.")
+
+    pages = [summary(record), *map(reports.stage, ("extract", "normalize", "load")), failure_report(record, attempt)]
+    for report in [*pages, schema_report(record)]:
+        assert ["Pipeline", "<code>shop</code>"] in cells(report.page, "Run"), report.name
+        assert cells(report.page, "Run configuration")[1:] == [["Retry policy", "<code>3 attempts</code>"]]
+        assert ["Deployment", "<code>load/prod</code>"] in cells(report.page, "Environment")
+        assert cells(report.page, "CPU and memory")[1:] == [
+            ["CPU, % of one core", "12", "181"],
+            ["Memory, MiB", "310", "1,420"],
+        ]
+        assert "61.4 s of CPU time" in report.page or "61.3 s of CPU time" in report.page
+
+
+# -- stages ------------------------------------------------------------------------------------------------------------
+
+
+def test_extract_is_told_by_resource(reports: Reports) -> None:
+    report = reports.stage("extract")
+
+    assert report.name == "extract_report"
+    assert re.fullmatch(r"extract done · 8 rows · 3 resources( · [\d,.]+ rows/s)? · [\d.]+ s", report.headline)
+    assert [row[:2] for row in cells(report.page, "Rows per resource")] == [
+        ["Resource", "Rows"],
+        ["<code>customers</code>", "3"],
+        ["<code>greetings</code>", "3"],
+        ["<code>orders</code>", "2"],
     ]
-    assert [row[0] for row in cells(page, "Failed attempts")[1:]] == ["1", "2"]
-    assert "load: LoadClientJobRetry" in cells(page, "Failed attempts")[1][1]
 
 
-def test_a_run_that_failed_shows_where_and_why(pipeline: Pipeline) -> None:
-    @dlt.resource
-    def orders() -> Iterator[dict[str, int]]:
-        yield {"id": 1}
-        raise ConnectionError("the source is down")
+def test_normalize_is_told_by_table_with_files(reports: Reports) -> None:
+    report = reports.stage("normalize")
 
-    record = recorded(pipeline, lambda: pipeline.run(orders))
-
-    assert headline(record).startswith("Failed in extract · ")
-    page = summary(record)
-    assert "ConnectionError: the source is down" in page
-    assert [row[:3] for row in cells(page, "Stages")[1:]] == [["extract", "failed", "1"]]
-    assert "## Tables" not in page
+    assert re.match(r"normalize done · 11 rows · 4 tables · 4 files", report.headline)
+    assert [row[:3] for row in cells(report.page, "Rows and files per table")[:2]] == [
+        ["Table", "Rows", "Files"],
+        ["<code>customers</code>", "3", "1"],
+    ]
 
 
-def test_steps_of_an_earlier_run_are_not_told_again(pipeline: Pipeline) -> None:
-    pipeline.run([{"id": 1}], table_name="orders")
+def test_load_is_told_by_table_with_jobs_and_sizes(reports: Reports) -> None:
+    report = reports.stage("load")
 
-    record = RunRecord.of(pipeline, {})
-    record.add_trace(pipeline.last_trace)
+    assert re.match(r"load done · 4 of 4 jobs · [\d.]+ (bytes|KiB)", report.headline)
+    header, *rows = cells(report.page, "Jobs per table")
+    assert header == ["Table", "Jobs", "Failed", "Waiting", "Size", "Seconds"]
+    assert {row[0]: row[1:4] for row in rows}["<code>orders__items</code>"] == ["1", "0", "0"]
+    assert all(re.fullmatch(r"[\d.,]+ (bytes|KiB)", row[4]) for row in rows)
+    assert "## Failed jobs" not in report.page
 
-    assert record.stages() == []
-    assert record.tables() == []
+
+def test_a_job_that_failed_is_told_with_its_message(pipeline: Callable[..., Pipeline]) -> None:
+    @dlt.destination(batch_size=0, name="sink")
+    def sink(_items: Any, table: Any) -> None:
+        if table["name"] == "orders":
+            raise DestinationTerminalException("orders are closed")
+
+    collector = Reports()
+    with pytest.raises(PipelineStepFailed):
+        pipeline(progress=collector).run(shop(), destination=sink)
+
+    report = collector.stage("load")
+    assert report.headline.startswith("load failed · ")
+    assert " · 1 failed · " in report.headline
+    _, (table, file, message) = cells(report.page, "Failed jobs")
+    assert table == "<code>orders</code>"
+    assert file.startswith("<code>orders.")
+    assert message == ("<code>dlt.common.destination.exceptions.DestinationTerminalException: orders are closed</code>")
+    assert "orders are closed" in rendered(report.page).partition("<h2>Error</h2>")[2].partition("<h2>")[0]
 
 
-def test_of_a_step_that_is_repeated_the_last_word_counts(pipeline: Pipeline) -> None:
-    pipeline.run([{"id": 1}, {"id": 2}], table_name="orders")
-    trace = pipeline.last_trace
-    complete = next(step for step in trace.steps if step.step == "normalize")
-    info = complete.step_info
-    assert info is not None
-    ((load_id, (metrics,)),) = info.metrics.items()
-    half_way = {"orders": metrics["table_metrics"]["orders"]._replace(items_count=1)}
-    partial = complete._replace(
-        span_id="first",
-        step_info=info._replace(metrics={load_id: [{**metrics, "table_metrics": half_way}]}),
-        step_exception="broke",
-    )
+# -- failures ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_attempt_that_failed_is_told_with_all_that_led_to_it() -> None:
     record = empty_record()
-    record.started_at -= timedelta(hours=1)
+    try:
+        try:
+            raise ConnectionError("no route to postgres://ada:s3cret@db/shop")
+        except ConnectionError as cause:
+            raise ValueError("cannot read orders") from cause
+    except ValueError as error:
+        attempt = record.note_failure(
+            error, 3, ["load package 17: extracted"], "The next attempt starts in 2.0 s, and begins with normalize."
+        )
 
-    record.add_trace(PipelineTrace(*trace._replace(steps=[PipelineStepTrace(*partial), complete])))
+    report = failure_report(record, attempt)
 
-    assert [(table.name, table.rows) for table in record.tables()] == [("orders", 2)]
+    assert (report.name, report.headline) == (
+        "failed_attempt_1",
+        "Attempt 1 of 3 failed in run · ValueError: cannot read orders",
+    )
+    page = report.page
+    assert "attempt 1 of 3 failed in run" in page
+    assert "The next attempt starts in 2.0 s, and begins with normalize." in page
+    assert "- `load package 17: extracted`" in page
+    assert "ConnectionError: no route to postgres://ada:***@db/shop" in page
+    assert "The above exception was the direct cause of the following exception" in page
+    assert "s3cret" not in page
+
+
+def test_an_error_of_a_thousand_lines_has_a_headline_of_one() -> None:
+    record = empty_record()
+
+    line = failure_report(record, record.note_failure(ValueError("line\n" * 1000), None, [], "")).headline
+
+    assert "\n" not in line
+    assert len(line) < 300
+
+
+# -- schema changes ----------------------------------------------------------------------------------------------------
+
+
+def changed(kind: Any, type_: str, was: str | None = None, variant_of: str | None = None) -> ColumnChange:
+    return ColumnChange("price", kind, type_, was, variant_of, {"name": "price", "data_type": "text"})
+
+
+def test_of_a_new_table_all_is_told_and_of_a_known_one_what_is_different() -> None:
+    record = finished()
+    key: Any = {"name": "id", "data_type": "bigint", "primary_key": True, "nullable": False}
+    new = TableChange("shop", "users", True, {"id": ColumnChange("id", "new", "bigint not null", None, None, key)})
+    for name, column in {
+        "a": changed("new", "text"),
+        "b": changed("changed", "text", was="bigint"),
+        "c": changed("variant", "text", variant_of="amount"),
+    }.items():
+        record.note_schema_changes("shop", {name: TableChange("shop", name, False, {"price": column})})
+    record.note_schema_changes("shop", {"users": new})
+
+    report = schema_report(record)
+
+    assert report.headline == "Schema changed · 1 new table · 3 columns of 3 known tables"
+    code = "<code>{}</code>".format
+    assert cells(report.page, "Changed tables")[1:] == [
+        [code("a"), code("price"), "new column", code("text"), ""],
+        [code("b"), code("price"), "type changed", code("text"), code("bigint")],
+        [code("c"), code("price"), "variant of <code>amount</code>", code("text"), ""],
+    ]
+    assert cells(report.page, "New table <code>users</code>")[1:] == [
+        [code("id"), code("bigint not null"), "primary key"]
+    ]
+    assert report.lists == ()
+
+
+# -- sizes -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("tables", "columns"), [(1_000, 10), (1, 10_000), (100, 100)])
+def test_a_wide_schema_stays_readable_and_small_and_is_listed_in_whole(tables: int, columns: int) -> None:
+    record = finished()
+    names = [f"{'täble' * 8}_{n}" for n in range(tables)]
+    changes = {name: new_table(name, *(f"{'cölumn' * 5}_{n}" for n in range(columns))) for name in names}
+    record.note_schema_changes("shop", changes)
+
+    report = schema_report(record)
+
+    parts = [part for long in report.lists for part in long.parts()]
+    for text in (report.page, summary(record).page, *(rows for _, rows in parts)):
+        assert len(text.encode()) < LARGEST_ARTIFACT
+    assert len({name for name, _ in parts}) == len(parts) > 1
+    rows = [row for _, text in parts for row in json.loads(text)]
+    assert [(row["Table"], row["Column"]) for row in rows] == [
+        (name, column) for name in sorted(names) for column in changes[name].columns
+    ]
+    assert "in the artifact `shop-schema-columns`" in report.page
+    assert len(report.page.splitlines()) < 1_000
+
+
+def test_many_tables_are_listed_in_an_artifact_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = finished()
+    rows = [TableRow(f"table_{n:04}", n, 0.04) for n in reversed(range(1_000))]
+    monkeypatch.setattr(RunRecord, "tables", lambda _self: rows)
+    record.tables_known = {row.name: Table(row.name, "shop", None, None, {}) for row in rows}
+
+    report = summary(record)
+
+    assert len(report.page.encode()) < LARGEST_ARTIFACT
+    assert len(cells(report.page, "Tables")) == 1 + LONGEST_TABLE
+    assert "… and 950 more, in the artifact `shop-summary-tables`." in report.page
+    (long,) = report.lists
+    ((name, text),) = long.parts()
+    assert (name, long.headline) == ("summary_tables", "Tables that were loaded · 1,000")
+    assert json.loads(text)[0] == {"Table": "table_0999", "Rows": "999", "Seconds": 0.0}
+
+
+def test_a_list_goes_to_as_many_artifacts_as_it_needs_and_no_more() -> None:
+    row = {"Column": "x" * 1_000}
+    assert [name for name, _ in LongList("columns", "", [row]).parts()] == ["columns"]
+
+    parts = dict(LongList("columns", "", [row] * 1_000).parts())
+
+    assert list(parts) == ["columns", "columns_2", "columns_3"]
+    assert sum(len(json.loads(text)) for text in parts.values()) == 1_000
+    assert max(len(text) for text in parts.values()) <= LARGEST_LIST + 10
 
 
 # -- text as it is -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_a_hostile_name_keeps_to_its_cell(text: str) -> None:
-    record = finished()
-    record.note_schema_changes("shop", {text: {"id": {"data_type": "bigint"}}, "orders": {text: {"data_type": "text"}}})
+def test_a_hostile_name_keeps_to_its_place_in_every_report(text: str) -> None:
+    record = finished(raised(ValueError(text)), failures=[ValueError(text)])
+    record.settings = {"Trace pipeline": text}
+    record.environment = {"Deployment": text}
+    change = {text: new_table(text, text), "orders": TableChange("shop", "orders", False, {text: changed("new", text)})}
+    record.note_schema_changes("shop", change)
 
-    page = summary(record)
-    table = cells(page, "Schema changes")
-
-    assert [len(row) for row in table] == [3, 3, 3]
-    # A bar after an even number of backslashes ends a cell in some dialects; there are four in a row of three cells.
-    assert {len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in page.splitlines() if "bigint" in line} == {4}
-    assert [row[2] for row in table[1:]] == ["bigint", "text"]
-    assert table[1][0] == table[2][1]
-    assert re.fullmatch(r"<code>[^<>`]*</code>", table[1][0])
-    assert re.findall(r"\w+", table[1][0]) == re.findall(r"\w+", f"<code>{seen(text)}</code>".replace("\ud800", " "))
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_a_hostile_error_keeps_to_its_cell(text: str) -> None:
-    table = cells(summary(finished(failures=[ValueError(text), OSError("plain")])), "Failed attempts")
-
-    assert [len(row) for row in table] == [2, 2, 2]
-    assert table[2] == ["2", "<code>OSError: plain</code>"]
-
-
-@pytest.mark.parametrize("text", [*HOSTILE, "```python\nprint()\n```", "````\n~~~\n</pre><b>", "```"])
-def test_a_hostile_error_keeps_to_its_block(text: str) -> None:
-    html = rendered(summary(finished(raised(ValueError(text)))))
-
-    line = re.search(r"<h2>Error</h2>\n<p><code>([^<]*)</code></p>\n<h2>Run</h2>", html)
-    assert line, html
-    assert "ValueError" in line[1]
-    block = re.search(r"<h2>Traceback</h2>\n<pre><code[^>]*>([^<]*)</code></pre>\s*$", html)
-    assert block, html
-    assert "ValueError" in block[1]
-
-
-def test_a_page_can_be_sent_and_stored_whatever_it_holds() -> None:
-    page = summary(finished(raised(ValueError("nul \0 half \ud800 bell \a")), failures=[ValueError("\0\ud800")]))
-
-    page.encode()
-    assert "\0" not in page
-
-
-def test_a_traceback_without_end_is_cut_in_the_middle() -> None:
-    page = summary(finished(raised(ValueError("start " + "x" * 100_000 + " end"))))
-
-    assert len(page) < LONGEST_ERROR + LONGEST_MESSAGE + 1_000
-    assert "start x" in page
-    assert "x end" in page
-    assert "characters left out" in page
-
-
-def test_a_long_table_is_cut_and_says_so() -> None:
-    record = finished()
-    record.note_schema_changes("shop", {"orders": {f"column_{n:03}": {"data_type": "text"} for n in range(60)}})
-
-    page = summary(record)
-
-    assert len(cells(page, "Schema changes")) == 1 + LONGEST_TABLE
-    assert "… and 10 more." in page
-
-
-def test_a_column_without_a_type_is_told_as_such() -> None:
-    record = finished()
-    record.note_schema_changes("shop", {"orders": {"note": {}}})
-
-    assert cells(summary(record), "Schema changes")[1] == ["<code>orders</code>", "<code>note</code>", "not known yet"]
-
-
-def test_changes_of_one_table_in_several_steps_are_one_list() -> None:
-    record = empty_record()
-    record.note_schema_changes("shop", {"orders": {"id": {"data_type": "bigint"}}})
-    record.note_schema_changes("shop", {"orders": {"note": {"data_type": "text"}}})
-
-    assert record.schema_changes["shop"]["orders"].keys() == {"id", "note"}
+    for report in (summary(record), schema_report(record), failure_report(record, record.failed_attempts[0])):
+        report.page.encode()
+        headings = re.findall(r"<h([123])>", rendered(report.page))
+        assert headings == re.findall(r"<h([123])>", rendered(report.page.replace(text, "x")))
+        for heading in ("Run configuration", "Environment", "Changed tables", "Schema changes", "Failed attempts"):
+            table = cells(report.page, heading)
+            assert len({len(row) for row in table}) <= 1
+        assert "\0" not in report.page
+        assert "<script>" not in rendered(report.page)
 
 
 def test_one_is_not_many() -> None:
@@ -304,8 +346,9 @@ def test_one_is_not_many() -> None:
     assert headline(empty_record()).startswith("Running · 0 rows")
 
 
-def test_a_single_row_in_a_single_table_is_told_as_one(pipeline: Pipeline) -> None:
-    record = recorded(pipeline, lambda: pipeline.run([{"id": 1}], table_name="orders"))
+def test_a_single_row_in_a_single_table_is_told_as_one(pipeline: Callable[..., Pipeline]) -> None:
+    shop_pipeline = pipeline()
+    record = recorded(shop_pipeline, lambda: shop_pipeline.run([{"id": 1}], table_name="orders"))
 
     assert headline(record).startswith("Loaded · 1 row · 1 table · ")
 
@@ -324,15 +367,26 @@ def test_a_terminal_gets_a_plain_table() -> None:
 @pytest.mark.parametrize(
     "secret", ["K7fQ92mZpL0vB", "pa|ss`word*x", "Zeile eins\nZeile  zwei", "back\\slash|x", "a" * 290 + "tail"]
 )
-def test_a_known_secret_is_nowhere_on_the_page(secret: str) -> None:
+def test_a_known_secret_is_in_no_report(secret: str) -> None:
     message = f"no answer with {secret} from postgresql://me:hunter2@db, token=abc99"
     record = finished(raised(ValueError(message)), failures=[ValueError(message)])
     record.settings = {"Command": message}
-    record.note_schema_changes("shop", {f"t {secret}": {f"c {secret}": {"data_type": "text"}}})
+    record.environment = {"Deployment": message}
+    names = [f"t {secret}", *(f"t{n} {secret}" for n in range(60))]
+    record.note_schema_changes("shop", {name: new_table(name, f"c {secret}") for name in names})
+    record.note_schema_changes("shop", {"known": TableChange("shop", "known", False, {"c": changed("new", secret)})})
+    record.tables_known = {name: Table(name, f"s {secret}", None, None, {}) for name in names}
     record.secrets = {secret}
 
-    page = summary(record)
+    reports = [
+        summary(record),
+        schema_report(record),
+        *(failure_report(record, each) for each in record.failed_attempts),
+    ]
+    texts = [text for report in reports for text in (report.page, report.headline)]
+    texts += [rows for report in reports for long in report.lists for _, rows in long.parts()]
 
-    for piece in (secret, secret.split(maxsplit=1)[0], secret[:8], secret[-8:], "hunter2", "abc99"):
-        assert piece not in page
-    assert "no answer with ***" in page
+    for text in texts:
+        for piece in (secret, secret.split(maxsplit=1)[0], secret[:8], secret[-8:], "hunter2", "abc99"):
+            assert piece not in text
+    assert any("no answer with ***" in text for text in texts)

@@ -347,5 +347,95 @@ def test_data_that_cannot_be_built_is_retried_and_reported(pipeline: Callable[..
 
     assert fails.calls == 3
     assert run.record is not None
-    assert [str(error) for error in run.record.failures] == ["no such host", "no such host"]
+    assert [str(attempt.error) for attempt in run.record.failed_attempts] == ["no such host", "no such host"]
     assert count(shop_pipeline, "orders") == 2
+
+
+def test_each_failed_attempt_is_recorded_with_what_waits_and_what_is_next(
+    pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop_pipeline = pipeline(progress=CallbackCollector(logger=io.StringIO()))
+    fails = Fails(ConnectionError("asleep"), times=3)
+    client = type(shop_pipeline.destination_client())
+    monkeypatch.setattr(client, "update_stored_schema", lambda *_args, **_options: fails())
+    run = runner(shop_pipeline, retry_policy=THREE)
+
+    with pytest.raises(PipelineStepFailed):
+        run.run(shop())
+
+    assert run.record is not None
+    first, second, last = run.record.failed_attempts
+    assert [attempt.name for attempt in (first, second, last)] == [f"attempt {n} of 3" for n in (1, 2, 3)]
+    assert {attempt.step for attempt in (first, second, last)} == {"load"}
+    (load_id,) = shop_pipeline.list_normalized_load_packages()
+    assert first.pending == last.pending == (f"load package {load_id}: normalised, 0 of 5 jobs loaded",)
+    assert first.next == (
+        "The next attempt starts in 0.0 s, and begins with load: what was extracted and normalised is kept, and so are "
+        "the jobs that were loaded."
+    )
+    assert last.next == (
+        "No further attempt: the retry policy allows no more (3 attempts). The next run loads first what is pending, "
+        "if something is."
+    )
+    assert run.record.attempts == 3
+    assert run.record.error is last.error
+
+
+def test_a_failure_that_is_not_retried_says_why(pipeline: Callable[..., Pipeline]) -> None:
+    @dlt.resource
+    def orders() -> Iterator[Any]:
+        raise ConnectionError("asleep")
+        yield
+
+    run = runner(pipeline(), retry_policy=THREE)
+    with pytest.raises(PipelineStepFailed):
+        run.run(orders)
+
+    assert run.record is not None
+    (attempt,) = run.record.failed_attempts
+    assert attempt.name == "attempt 1 of 3"
+    assert attempt.next.startswith("No further attempt: extract is none of the steps that are retried (load).")
+
+
+def test_attempts_at_what_an_earlier_run_left_count_as_well(
+    pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop_pipeline = pipeline()
+    shop_pipeline.extract(shop())
+    shop_pipeline.normalize()
+    client = type(shop_pipeline.destination_client())
+    original = client.update_stored_schema
+    fails = Fails(ConnectionError("asleep"), times=1)
+
+    def update_stored_schema(self: Any, *args: Any, **options: Any) -> Any:
+        fails()
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(client, "update_stored_schema", update_stored_schema)
+    run = runner(shop_pipeline, retry_policy=THREE)
+    build = Fails(ConnectionError("no such host"), times=1)
+
+    def source() -> Any:
+        build()
+        return shop()
+
+    run.run_built(source)
+
+    assert run.record is not None
+    assert [attempt.name for attempt in run.record.failed_attempts] == ["attempt 1 of 3", "attempt 2 of 4"]
+    assert count(shop_pipeline, "orders") == 4
+
+
+def test_how_a_run_is_set_up_is_part_of_its_record(pipeline: Callable[..., Pipeline]) -> None:
+    run = runner(pipeline(), retry_policy=THREE, retry_pipeline_steps=ALL_STEPS, store_trace_info=True)
+    run.run(shop())
+
+    assert run.record is not None
+    assert run.record.settings == {
+        "Retry policy": "3 attempts",
+        "Steps retried": "extract, normalize, load",
+        "Trace pipeline": "_trace_shop",
+        "Trace table": "shop_trace",
+        "Clean folder": "no",
+        "Checkpoint": f"none but the working directory, {run.pipeline.working_dir}",
+    }

@@ -7,7 +7,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, TextIO, TypeAlias
 
@@ -114,7 +114,9 @@ class CallbackCollector(LogCollector):
     def on_schema_change(
         self, pipeline: SupportsPipeline, trace: PipelineTrace, schema_name: str, changes: SchemaChanges
     ) -> None:
-        """Called after extract or normalize when tables or columns appeared or changed.
+        """Called after normalize when tables or columns appeared or changed since the run began.
+
+        Called at the end of a run instead for what extract changed when normalize did not get to it.
 
         Args:
             pipeline: The pipeline that runs.
@@ -187,6 +189,11 @@ class CallbackCollector(LogCollector):
     ) -> None:
         """A stage ended, well or with an error; the record knows of it already, and of what it changed in schemas."""
 
+    def schema_changed(
+        self, pipeline: SupportsPipeline, record: RunRecord, changed: Mapping[str, SchemaChanges]
+    ) -> None:
+        """Schemas changed; `changed` is what has not been told before, the record has all changes of the run."""
+
     def attempt_failed(self, pipeline: SupportsPipeline, record: RunRecord, attempt: FailedAttempt) -> None:
         """An attempt failed; another one may follow."""
 
@@ -233,15 +240,11 @@ class CallbackCollector(LogCollector):
             return
         progress = self._progress or StageProgress(step.step, started=self._now())
         self._call(self.on_log)
-        # dlt takes back what a failed step did to the schemas.
-        changed = {} if step.step_exception else self._schema_changes(pipeline)
         if record is not None:
-            for schema_name, changes in changed.items():
-                record.note_schema_changes(schema_name, changes)
-            record.tables_known = _tables_of(pipeline)
+            self._guard(self._note_schemas, pipeline, record, step)
             self._guard(self.stage_ended, pipeline, record, progress, step)
-        for schema_name, changes in changed.items():
-            self._call(self.on_schema_change, pipeline, trace, schema_name, changes)
+            if step.step == "normalize" and not step.step_exception:
+                self._tell_schema_changes(pipeline, record)
         self._call(getattr(self, f"after_{step.step}"), pipeline, trace)
         self._progress = None
 
@@ -312,6 +315,7 @@ class CallbackCollector(LogCollector):
         self._last_trace = None
         self._by_steps = None
         self._columns = None
+        self._untold = {}
         self._guard(self.run_started, pipeline, record)
         self._call(self.on_before, pipeline)
 
@@ -333,6 +337,7 @@ class CallbackCollector(LogCollector):
     def _end(self, pipeline: SupportsPipeline) -> None:
         record, self._record = self._record, None
         if record is not None:
+            self._tell_schema_changes(pipeline, record)
             self._guard(self.run_ended, pipeline, record)
             if record is not self._by_steps:
                 self._call(self.on_after, pipeline, self._last_trace, record.error)
@@ -350,9 +355,24 @@ class CallbackCollector(LogCollector):
             )
         self.report_failure(pipeline, record.note_failure(record.error, 1, pending, following))
 
-    def _schema_changes(self, pipeline: SupportsPipeline) -> dict[str, SchemaChanges]:
+    def _note_schemas(self, pipeline: SupportsPipeline, record: RunRecord, step: PipelineStepTrace) -> None:
+        record.tables_known = _tables_of(pipeline)
+        if step.step_exception:
+            return  # dlt takes back what a failed step did to the schemas.
         before, self._columns = self._columns or {}, _columns_of(pipeline)
-        return compare_schemas(before, self._columns)
+        for schema_name, changes in compare_schemas(before, self._columns).items():
+            record.note_schema_changes(schema_name, changes)
+            untold = self._untold.setdefault(schema_name, {})
+            for table in changes:
+                # As it is seen from before the run: what extract has found of a new table is new as well.
+                untold[table] = record.schema_changes[schema_name][table]
+
+    def _tell_schema_changes(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
+        untold, self._untold = self._untold, {}
+        if untold:
+            self._guard(self.schema_changed, pipeline, record, untold)
+        for schema_name, changes in untold.items():
+            self._call(self.on_schema_change, pipeline, self._last_trace, schema_name, changes)
 
     def _call(self, callback: Callable[..., None], *args: Any) -> None:
         try:
@@ -383,6 +403,7 @@ class CallbackCollector(LogCollector):
         self._logged_at = float("-inf")
         self._error_before_run: BaseException | None = None
         self._columns: dict[str, Columns] | None = None
+        self._untold: dict[str, SchemaChanges] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CallbackCollector:
         # dlt copies the collector with a pipeline: settings go along, the state of a run does not, loggers are shared.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -22,6 +22,7 @@ from prefect_dlt.progress import StageProgress
 from prefect_dlt.publisher import Draft, Place, publisher
 from prefect_dlt.record import FailedAttempt, RunRecord
 from prefect_dlt.report import Report, failure_report, schema_report, stage_report, summary
+from prefect_dlt.schema_changes import SchemaChanges
 from prefect_dlt.usage import UsageMeter
 
 CLOSE_TIMEOUT = 5.0
@@ -90,7 +91,12 @@ class PrefectCollector(CallbackCollector):
         self._put_progress(progress, failed=step.step_exception is not None)
         self._measure(record)
         self._put(record, stage_report(record, step))
-        if record.schema_changes:
+
+    @override
+    def schema_changed(
+        self, pipeline: SupportsPipeline, record: RunRecord, changed: Mapping[str, SchemaChanges]
+    ) -> None:
+        if self._run_ids is not None:
             self._put(record, schema_report(record))
 
     @override

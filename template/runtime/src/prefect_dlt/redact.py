@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 from urllib.parse import quote, quote_plus, unquote
 
@@ -82,12 +83,23 @@ def redact(text: str, known_secrets: Iterable[str] = ()) -> str:
     values whose name says that they are secret, and tokens that are known by their shape. Redact before anything else
     is done to a text: what is escaped, cut or put on one line may no longer be recognised.
     """
+    return redaction(known_secrets)(text)
+
+
+def redaction(known_secrets: Iterable[str] = ()) -> Callable[[str], str]:
+    """Return a function that redacts as `redact` does, for many texts: what it needs is prepared once."""
     forms = {form for secret in known_secrets if len(secret) >= SHORTEST_SECRET for form in _forms(secret)}
-    if forms:
-        text = re.sub("|".join(map(_matching, sorted(forms, key=len, reverse=True))), MASK, text)
-    for pattern in _PATTERNS:
-        text = pattern.sub(rf"\g<head>{MASK}", text)
-    return text
+    known = re.compile("|".join(map(_matching, sorted(forms, key=len, reverse=True)))) if forms else None
+
+    @functools.cache
+    def redacted(text: str) -> str:
+        if known is not None:
+            text = known.sub(MASK, text)
+        for pattern in _PATTERNS:
+            text = pattern.sub(rf"\g<head>{MASK}", text)
+        return text
+
+    return redacted
 
 
 def redacted_traceback(error: BaseException, known_secrets: Iterable[str] = ()) -> str:

@@ -16,7 +16,7 @@ from prefect_dlt.keys import artifact_key
 from prefect_dlt.markdown import LONGEST_TABLE, cell, fence, shortened, span, table
 from prefect_dlt.progress import SHORTEST_RATE, rate_text
 from prefect_dlt.record import FailedAttempt, Job, RunRecord, TableRow, Written, extracted, jobs, normalized, seconds_of
-from prefect_dlt.redact import redact, redacted_traceback
+from prefect_dlt.redact import redacted_traceback, redaction
 from prefect_dlt.schema_changes import ColumnChange, TableChange
 
 LONGEST_MESSAGE = 1_000
@@ -85,7 +85,7 @@ class Report:
 
 def summary(record: RunRecord) -> Report:
     """Return the page about a run that people open."""
-    safe = _redaction(record)
+    safe = redaction(record.secrets)
     tables = _Table(
         record,
         "summary_tables",
@@ -121,7 +121,7 @@ def summary(record: RunRecord) -> Report:
 
 def stage_report(record: RunRecord, step: PipelineStepTrace) -> Report:
     """Return the page about one stage that has ended, well or not."""
-    safe = _redaction(record)
+    safe = redaction(record.secrets)
     info, took = step.step_info, seconds_of(step)
     details = list[_Table]()
     parts = list[str]()
@@ -152,7 +152,7 @@ def stage_report(record: RunRecord, step: PipelineStepTrace) -> Report:
 
 def failure_report(record: RunRecord, attempt: FailedAttempt) -> Report:
     """Return the page about one attempt that failed."""
-    safe = _redaction(record)
+    safe = redaction(record.secrets)
     title = f"{span(safe(record.pipeline_name))}: {attempt.name} failed in {attempt.step}"
     pending = "\n".join(f"- {span(safe(line))}" for line in attempt.pending)
     parts = [
@@ -173,7 +173,7 @@ def failure_report(record: RunRecord, attempt: FailedAttempt) -> Report:
 
 def schema_report(record: RunRecord) -> Report:
     """Return the page about what changed in the schemas during a run."""
-    safe = _redaction(record)
+    safe = redaction(record.secrets)
     changed = _changes(record)
     new, differing = [each for each in changed if each.is_new], [each for each in changed if not each.is_new]
     columns = sum(len(each.columns) for each in differing)
@@ -296,7 +296,7 @@ class _Table:
 
 
 def _written(record: RunRecord, name: str, headline: str, what: str, rows: Sequence[Written]) -> _Table:
-    safe = _redaction(record)
+    safe = redaction(record.secrets)
     has_files = any(row.files for row in rows)
     columns: dict[str, Callable[[Any], str]] = {what: cell, "Rows": _whole, "Files": _whole, "Seconds": _decimal}
     found = [
@@ -379,7 +379,7 @@ def _facts(facts: Mapping[str, str], safe: Callable[[str], str]) -> str:
 
 
 def _schema_overview(record: RunRecord, changed: Sequence[TableChange]) -> str:
-    safe = _redaction(record)
+    safe = redaction(record.secrets)
     rows = [
         (
             cell(safe(each.table)),
@@ -457,10 +457,6 @@ def _with_rows(row: TableRow, safe: Callable[[str], str]) -> str:
 def _behind(error: BaseException) -> str:
     """Say what went wrong, without the step, where that is told beside it."""
     return one_line(error.exception if isinstance(error, PipelineStepFailed) else error)
-
-
-def _redaction(record: RunRecord) -> Callable[[str], str]:
-    return lambda text: redact(text, record.secrets)
 
 
 def _number(count: int, noun: str) -> str:
