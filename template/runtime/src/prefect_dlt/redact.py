@@ -27,6 +27,9 @@ SHORTEST_SECRET = 4
 SHORTEST_SURE_SECRET = 12
 """Characters of a value that is masked even inside another word: no "postgres" in "postgresql", but any long token."""
 
+SHORTEST_MIXED_SECRET = 8
+"""The same for a value of both letters and digits, which is no ordinary word."""
+
 # Text comes from anywhere and may be long, so each pattern is linear: it starts only at the beginning of a word, and
 # what it repeats cannot be read in two ways.
 
@@ -159,4 +162,6 @@ def _forms(secret: str) -> Iterator[str]:
 
 def _matching(secret: str) -> str:
     pattern = re.escape(secret)
-    return pattern if len(secret) >= SHORTEST_SURE_SECRET else rf"(?<!\w){pattern}(?!\w)"
+    is_mixed = any(map(str.isdigit, secret)) and any(map(str.isalpha, secret))
+    is_sure = len(secret) >= (SHORTEST_MIXED_SECRET if is_mixed else SHORTEST_SURE_SECRET)
+    return pattern if is_sure else rf"(?<!\w){pattern}(?!\w)"
