@@ -8,9 +8,9 @@ from pathlib import Path
 import prefect_dlt
 
 FOLDER = Path(prefect_dlt.__file__).parent
-TALK = {"collector", "flows", "publisher"}
+TALK = {"collector", "flows", "prefect_api", "publisher"}
 ACT = {"callbacks", "dataset", "runner", "traces"}
-DECIDE = {"decompose", "errors", "progress", "redact", "report", "retry", "schema_changes"}
+DECIDE = {"decompose", "errors", "outbox", "progress", "redact", "report", "retry", "schema_changes"}
 
 
 def imports_of(module: str) -> set[str]:

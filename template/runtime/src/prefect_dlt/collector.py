@@ -19,6 +19,8 @@ from prefect_dlt.progress import StageProgress
 from prefect_dlt.publisher import Draft, Place, publisher
 from prefect_dlt.report import RunRecord, headline, summary
 
+logger = logging.getLogger("prefect_dlt")
+
 LONGEST_KEY = 59
 """Characters of an artifact's key."""
 
@@ -75,7 +77,7 @@ class PrefectCollector(CallbackCollector):
     def stage_moved(self, progress: StageProgress) -> None:
         now = self._now()
         if now - self._last_put >= self.log_period:
-            self._put_progress(progress)
+            self._put_progress(progress, live=True)
 
     @override
     def stage_ended(self, pipeline: SupportsPipeline, progress: StageProgress, step: PipelineStepTrace) -> None:
@@ -89,16 +91,23 @@ class PrefectCollector(CallbackCollector):
         draft = Draft("markdown", headline(record), summary(record))
         sender = publisher()
         sender.put(place, draft)
-        if not sender.flush(self._close_timeout, self._run_ids):
-            sender.forget(*self._run_ids)
+        unsent = sender.flush(self._close_timeout, self._run_ids)
+        sender.forget(self._run_ids)
+        if unsent:
+            logger.warning(
+                "Not shown in Prefect: %s (%s). The load is done, and they are sent again while this process lives",
+                ", ".join(unsent),
+                sender.trouble or "no answer",
+            )
         self._run_ids = None
 
-    def _put_progress(self, progress: StageProgress, failed: bool = False) -> None:
+    def _put_progress(self, progress: StageProgress, *, live: bool = False, failed: bool = False) -> None:
         if self._run_ids is None:
             return
         now = self._last_put = self._now()
         line = progress.line(now) + (" · failed" if failed else "")
-        publisher().put(Place(self._key, *self._run_ids), Draft("progress", line, round(progress.percent, 1)))
+        draft = Draft("progress", line, round(progress.percent, 1))
+        publisher().put(Place(self._key, *self._run_ids), draft, live=live)
 
     @override
     def _reset(self) -> None:
