@@ -8,10 +8,10 @@ from pathlib import Path
 import prefect_dlt
 
 FOLDER = Path(prefect_dlt.__file__).parent
-TALK = {"collector", "deployment", "flows", "publisher"}
+TALK = {"collector", "deployment", "flows", "prefect_api", "publisher"}
 ACT = {"callbacks", "dataset", "environment", "pending", "runner", "traces", "usage"}
 DECIDE = {
-    *("decompose", "diagrams", "errors", "keys", "markdown", "progress", "record", "redact", "report", "retry"),
+    *("decompose", "diagrams", "errors", "keys", "markdown", "outbox", "progress", "record", "redact", "report", "retry"),
     "schema_changes",
 }
 

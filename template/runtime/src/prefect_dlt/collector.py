@@ -25,6 +25,8 @@ from prefect_dlt.report import Report, failure_report, schema_report, stage_repo
 from prefect_dlt.schema_changes import SchemaChanges
 from prefect_dlt.usage import UsageMeter
 
+logger = logging.getLogger("prefect_dlt")
+
 CLOSE_TIMEOUT = 5.0
 """Longest wait at the end of a run for Prefect's API to take the last reports, in seconds."""
 
@@ -113,14 +115,14 @@ class PrefectCollector(CallbackCollector):
         self._measure(record)
         self._put(record, summary(record))
         sender = publisher()
-        if unsent := sender.flush(self._close_timeout, self._run_ids):
-            self.say(
-                f"Prefect's API has not taken what pipeline {record.pipeline_name!r} reports: "
-                f"{', '.join(unsent)}. It is sent when the API takes it, as long as this process lives",
-                logging.WARNING,
+        unsent = sender.flush(self._close_timeout, self._run_ids)
+        sender.forget(self._run_ids)
+        if unsent:
+            logger.warning(
+                "Not shown in Prefect: %s (%s). The run does not depend on it; it is sent again while this process lives",
+                ", ".join(unsent),
+                sender.trouble or "no answer",
             )
-        else:
-            sender.forget(*self._run_ids)
         self._run_ids = None
 
     def _measure(self, record: RunRecord) -> None:
