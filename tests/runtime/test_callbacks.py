@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import dlt
 import pytest
 from dlt.pipeline.exceptions import PipelineStepFailed
@@ -216,6 +218,35 @@ def test_a_copy_made_during_a_run_keeps_the_settings_and_reports_a_run_of_its_ow
     assert twin.logger is stream
     assert twin._record is None
     assert twin._progress is None
+
+
+class Travelling(CallbackCollector):
+    """Sends itself elsewhere in the middle of a run; importable, so that its class travels by name."""
+
+    def before_load(self, pipeline: Any, trace: Any) -> None:
+        assert self._record is not None
+        self._record.secrets.add("s3cret")
+        SENT.append(cloudpickle.dumps(self))
+
+
+SENT: list[bytes] = []
+
+
+def test_a_collector_travels_with_its_settings_and_without_the_run_it_was_in(
+    pipeline: Callable[..., Pipeline],
+) -> None:
+    collector = Travelling(7.0, logger=logging.LoggerAdapter(logging.getLogger("mine"), {"run": "first"}))
+    pipeline(progress=collector).run(shop())
+
+    for data in (SENT.pop(), cloudpickle.dumps(collector)):
+        twin = pickle.loads(data)
+        assert isinstance(twin, Travelling)
+        assert twin.log_period == 7.0
+        assert isinstance(twin.logger, logging.LoggerAdapter)
+        assert twin.logger.logger is logging.getLogger("mine")
+        assert twin.logger.extra == {"run": "first"}
+        assert (twin._record, twin._progress, twin._last_trace, twin._tables_before) == (None, None, None, {})
+        assert b"s3cret" not in data
 
 
 def test_a_logger_that_fails_does_not_end_the_run(pipeline: Callable[..., Pipeline]) -> None:
