@@ -239,7 +239,7 @@ def test_a_collector_travels_with_its_settings_and_without_the_run_it_was_in(
     pipeline(progress=collector).run(shop())
 
     for data in (SENT.pop(), cloudpickle.dumps(collector)):
-        twin = pickle.loads(data)
+        twin = pickle.loads(data)  # noqa: S301 - the bytes are our own
         assert isinstance(twin, Travelling)
         assert twin.log_period == 7.0
         assert isinstance(twin.logger, logging.LoggerAdapter)

@@ -308,9 +308,9 @@ class CallbackCollector(LogCollector):
         # For copies, and for tasks in other processes: settings go along, and neither the state of a run, its secrets
         # among it, nor what only this process has.
         twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        twin._reset()  # noqa: SLF001 - it is one of us
-        return twin.__dict__
+        vars(twin).update(vars(self))
+        twin._reset()
+        return vars(twin)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CallbackCollector:
         # dlt copies the collector with a pipeline. Loggers are shared, and whatever else a subclass has.
