@@ -166,6 +166,46 @@ def test_a_callback_that_raises_costs_neither_the_run_nor_the_next_callback(
     assert "s3cret" not in text
 
 
+def test_each_callback_may_raise_and_each_error_is_logged_once_without_secrets(
+    pipeline: Callable[..., Pipeline], caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [name for name in vars(CallbackCollector) if name.startswith(("before_", "after_", "on_"))]
+    callbacks = [name for name in names if "trace" not in name and name != "on_log"]
+    called: list[str] = []
+
+    def broken(name: str) -> Any:
+        def callback(self: Any, *args: Any) -> None:
+            called.append(name)
+            raise RuntimeError(f"{name}: https://ada:s3cret@pager.example does not answer")
+
+        callback.__name__ = name
+        return callback
+
+    collector = type("AllBroken", (CallbackCollector,), {name: broken(name) for name in callbacks})(
+        logger=io.StringIO()
+    )
+    shop_pipeline = pipeline(progress=collector)
+    attempts = iter([ConnectionError("asleep")])
+
+    @dlt.resource
+    def orders() -> Iterator[Any]:
+        for error in attempts:
+            raise error
+        yield [{"id": 1}]
+
+    policy = Retrying(stop=stop_after_attempt(2), reraise=True)
+    runner(shop_pipeline, retry_policy=policy, retry_pipeline_steps=["extract"]).run(orders)
+
+    assert count(shop_pipeline, "orders") == 1
+    assert set(called) == set(callbacks)
+    logged = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert [line.partition(" raised")[0] for line in logged] == [f"AllBroken.{name}" for name in called]
+    for text in logged:
+        assert "Traceback" in text
+        assert "does not answer" in text
+        assert "s3cret" not in text
+
+
 def test_progress_is_logged_at_most_once_a_period_and_when_a_stage_ends(pipeline: Callable[..., Pipeline]) -> None:
     now = 0.0
     stream = io.StringIO()
