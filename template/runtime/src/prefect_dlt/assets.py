@@ -6,15 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, cast
 
 from dlt.common.pipeline import ExtractInfo, LoadInfo, NormalizeInfo
 from dlt.common.schema.typing import TColumnSchema
 
-from prefect_dlt.events import EventDraft, Mask, digest, fitting, masking, table_labels
+from prefect_dlt.events import EventDraft, Redaction, digest, fitting, table_labels
 from prefect_dlt.record import RunRecord, Table
-from prefect_dlt.redact import redact
 from prefect_dlt.schema_changes import type_text
 
 MATERIALIZED = "prefect.asset.materialization.succeeded"
@@ -69,22 +67,23 @@ def asset_events(record: RunRecord) -> list[EventDraft]:
 
     A table of a package that was not loaded to its end has none, and neither has one with a failed job.
     """
-    mask, clean = masking(record.secrets), _redaction(record.secrets)
-    rows, origins = _rows(record), _Origins(record, clean)
+    redaction = Redaction.of(record)
+    whole = redaction.whole
+    rows, origins = _rows(record), _Origins(record, whole)
     referenced = dict[str, None]()
     materialized = list[EventDraft]()
-    for name, load in sorted(_loads(record, clean).items()):
+    for name, load in sorted(_loads(record, whole).items()):
         table = record.tables_known.get(name) or Table(name, "", None, None, {})
         behind = origins.of(table)
         told = behind[:MOST_ORIGINS]
         referenced |= dict.fromkeys(told)
         labels = {
-            "prefect.resource.id": asset_key(load.address, clean(load.dataset), clean(name)),
-            **table_labels(record, table.schema, name, mask),
+            "prefect.resource.id": asset_key(load.address, whole(load.dataset), whole(name)),
+            **table_labels(record, table.schema, name, redaction),
         }
         related = [{"prefect.resource.id": key, "prefect.resource.role": "asset"} for key in told]
         related += [{"prefect.resource.id": MATERIALIZED_BY, "prefect.resource.role": "asset-materialized-by"}]
-        payload = {**_payload(record, table, load, rows, mask), "upstream_left_out": len(behind) - len(told)}
+        payload = {**_payload(record, table, load, rows, redaction), "upstream_left_out": len(behind) - len(told)}
         materialized.append(EventDraft(MATERIALIZED, labels, related, payload))
     return [EventDraft(REFERENCED, {"prefect.resource.id": key}) for key in referenced] + materialized
 
@@ -101,7 +100,7 @@ def asset_key(address: str, *names: str) -> str:
     """
     scheme, _, rest = address.replace("\\", "/").partition("://")
     scheme = re.sub(r"[^a-z0-9]", "", scheme.partition("+")[0].lower()) or "dlt"
-    host, _, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    host, _, path = rest.partition("?")[0].partition("/")
     before, _, host = host.rpartition("@")
     parts = [before.partition(":")[0]] if scheme in STORES_WITH_CONTAINERS else []
     parts += [*path.split("/"), *names]
@@ -115,9 +114,9 @@ class _Origins:
     Of a resource that tells nothing, it is the source as a whole.
     """
 
-    def __init__(self, record: RunRecord, clean: Callable[[str], str]) -> None:
+    def __init__(self, record: RunRecord, whole: Callable[[str], str]) -> None:
         self._tables = record.tables_known
-        self._clean = clean
+        self._whole = whole
         self._read: dict[str, list[str]] = {}
         self._fed_by: dict[str, list[str]] = {}
         self._sources: dict[str, str] = {}
@@ -143,7 +142,7 @@ class _Origins:
             fresh = [name for name in self._fed_by.get(current, ()) if name not in seen]
             seen |= set(fresh)
             waiting += fresh
-        return list(keys) or [asset_key(f"dlt://{self._clean(self._sources[resource])}")]
+        return list(keys) or [asset_key(f"dlt://{_part(self._whole(self._sources[resource]))}")]
 
     def _resource(self, table: Table) -> str:
         seen = set[str]()
@@ -158,50 +157,50 @@ class _Origins:
             return []
         if location["kind"] == "dataset":
             address = _with_scheme(str(address), location["destination_type"])
-        where = [location.get(name) for name in ("database", "db_schema", "physical_dataset_name")]
-        what = location.get("tables") or location.get("endpoints") or [location.get("glob")]
-        names = [self._clean(str(name)) for name in where if name]
+        # Of a database in a file, the address is that of the file already.
+        is_file = str(address).endswith(f"://{location.get('database')}")
+        where = (
+            ("db_schema", "physical_dataset_name") if is_file else ("database", "db_schema", "physical_dataset_name")
+        )
+        base = [self._whole(str(location[name])) for name in where if location.get(name)]
+        parts = [[self._whole(name)] for name in location.get("tables") or ()]
         # An endpoint or a pattern may have several parts; a table's name is one, whatever it holds.
-        is_path = "tables" not in location
-        return [
-            asset_key(
-                self._clean(str(address)), *names, *(str(each).split("/") if is_path else [self._clean(str(each))])
-            )
-            for each in what
-            if each
-        ] or [asset_key(self._clean(str(address)), *names)]
+        paths = [*(location.get("endpoints") or ()), *filter(None, [location.get("glob")])]
+        parts += [self._whole(path).split("/") for path in paths]
+        return [asset_key(self._whole(str(address)), *base, *part) for part in parts or [[]]]
 
 
 def _payload(
-    record: RunRecord, table: Table, load: _Load, rows: Mapping[str, Mapping[str, int]], mask: Mask
+    record: RunRecord, table: Table, load: _Load, rows: Mapping[str, Mapping[str, int]], redaction: Redaction
 ) -> dict[str, Any]:
+    shown = redaction.shown
     # What an earlier run normalised has rows that this one does not know.
     counts = {load_id: rows[load_id].get(table.name, 0) if load_id in rows else None for load_id in load.load_ids}
     known = [count for count in counts.values() if count is not None]
     return {
-        "pipeline": mask(record.pipeline_name),
-        "destination": mask(record.destination),
-        "dataset": mask(load.dataset),
-        "schema": mask(table.schema),
-        "table": mask(table.name),
-        "parent": mask(table.parent) if table.parent else None,
-        "resource": mask(table.resource) if table.resource else None,
+        "pipeline": shown(record.pipeline_name),
+        "destination": shown(record.destination),
+        "dataset": shown(load.dataset),
+        "schema": shown(table.schema),
+        "table": shown(table.name),
+        "parent": shown(table.parent) if table.parent else None,
+        "resource": shown(table.resource) if table.resource else None,
         "rows": sum(known) if known else None,
         "load_id": load.load_ids[-1],
         "loads": [{"load_id": load_id, "rows": count} for load_id, count in counts.items()][-MOST_LOADS:],
         "loads_left_out": max(0, len(counts) - MOST_LOADS),
-        **fitting(_column(name, column, mask) for name, column in table.columns.items() if column.get("data_type")),
+        **fitting(_column(name, column, shown) for name, column in table.columns.items() if column.get("data_type")),
     }
 
 
-def _loads(record: RunRecord, clean: Callable[[str], str]) -> dict[str, _Load]:
+def _loads(record: RunRecord, whole: Callable[[str], str]) -> dict[str, _Load]:
     """Return each table that was loaded; dlt's own are left out."""
     loads = dict[str, _Load]()
     for step in record.steps("load"):
         info = step.step_info
         if not isinstance(info, LoadInfo):
             continue
-        address, dataset = _address(info, clean), info.dataset_name or ""
+        address, dataset = _address(info, whole), info.dataset_name or ""
         for package in info.load_packages:
             if package.state != "loaded":
                 continue
@@ -228,9 +227,9 @@ def _rows(record: RunRecord) -> dict[str, dict[str, int]]:
     return rows
 
 
-def _address(info: LoadInfo, clean: Callable[[str], str]) -> str:
+def _address(info: LoadInfo, whole: Callable[[str], str]) -> str:
     """Return where a destination is, with a scheme; what dlt shows of it tells the most, and has no password."""
-    shown = clean(str(info.destination_displayable_credentials or ""))
+    shown = whole(str(info.destination_displayable_credentials or ""))
     if "://" in shown:
         return shown
     # BigQuery shows an account and its project; a destination without an address shows an object of Python's.
@@ -248,23 +247,15 @@ def _part(name: str) -> str:
     return safe if safe == name else f"{safe}-{digest(name)}"
 
 
-def _column(name: str, column: TColumnSchema, mask: Mask) -> dict[str, Any]:
+def _column(name: str, column: TColumnSchema, shown: Callable[[str], str]) -> dict[str, Any]:
     hints = cast("Mapping[str, Any]", column)
-    told: dict[str, Any] = {"name": mask(name), "type": mask(type_text(column))}
+    told: dict[str, Any] = {"name": shown(name), "type": shown(type_text(column))}
     for hint in HINTS:
         value = hints.get(hint)
         if isinstance(value, str):
-            told[hint] = mask(value)
+            told[hint] = shown(value)
         # A hint that is absent is as one that is not set, but for null values, which are allowed by default.
         elif isinstance(value, int) and (value or hint in EXPLICIT):
             told[hint] = value
     told.setdefault("nullable", True)
     return told
-
-
-def _redaction(secrets: set[str]) -> Callable[[str], str]:
-    @cache
-    def clean(text: str) -> str:
-        return redact(text, secrets)
-
-    return clean
