@@ -1,36 +1,21 @@
-"""Events of real runs in a real Prefect server: what is stored, and what an automation makes of it."""
+"""Events of real runs, as a real Prefect server stores them."""
 
 from __future__ import annotations
 
-import importlib
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import UUID
 
 import pytest
-from dlt.common.pipeline import SupportsPipeline
 from dlt.pipeline.pipeline import Pipeline
 from prefect import flow, task
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
-from prefect.context import TaskRunContext
-from prefect.flow_engine import run_flow
-from prefect.settings import PREFECT_API_URL
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.context import FlowRunContext, TaskRunContext
 
-from prefect_dlt import CallbackCollector
-from prefect_dlt.assets import asset_events
-from prefect_dlt.emitter import run_resources, to_events
-from prefect_dlt.events import schema_events
-from prefect_dlt.record import RunRecord
+from prefect_dlt import PrefectCollector
 from tests.runtime.sources import shop
-
-PREFECT = [sys.executable, "-m", "prefect"]
-EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 
 GENEROUS = 60.0
 """Seconds to wait for what the server does within one or two when the machine has nothing else to do."""
@@ -38,20 +23,8 @@ GENEROUS = 60.0
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
 
-class EmittingCollector(CallbackCollector):
-    """What a `PrefectCollector` does about events, and nothing else."""
-
-    def run_started(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
-        self.resources = run_resources()
-
-    def run_ended(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
-        events = to_events([*schema_events(record), *asset_events(record)], self.resources)
-        with get_client(sync_client=True) as client:
-            client.request("POST", "/events", json=[event.model_dump(mode="json") for event in events])
-
-
 @pytest.fixture
-def client() -> Any:
+def client() -> Iterator[SyncPrefectClient]:
     with get_client(sync_client=True) as client:
         yield client
 
@@ -82,7 +55,7 @@ def test_a_run_tells_of_its_tables_and_what_it_loaded(
         assert context is not None
         assert context.task_run.flow_run_id is not None
         runs.append((context.task_run.flow_run_id, context.task_run.id))
-        return pipeline(progress=EmittingCollector()).run(shop()).loads_ids[0]
+        return pipeline(progress=PrefectCollector()).run(shop()).loads_ids[0]
 
     @flow
     def main() -> str:
@@ -124,50 +97,22 @@ def test_a_run_tells_of_its_tables_and_what_it_loaded(
     assert roles["task-run"]["prefect.resource.id"] == f"prefect.task-run.{task_run_id}"
     assert roles["flow"]["prefect.resource.name"] == "main"
     assert roles["tag"]["prefect.resource.id"] == "prefect.tag.nightly"
+    # Prefect's own assets need a task of their own; these cost none.
+    of_flow = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+    assert [run.id for run in client.read_task_runs(flow_run_filter=of_flow)] == [task_run_id]
 
 
-def test_an_automation_acts_on_the_table_it_names_and_on_no_other(
-    pipeline: Callable[..., Pipeline], client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The automations are those of the how-to page: one holds a deployment, the other one runs a flow."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    example = importlib.import_module("react_to_schema_changes")
-    teller = example.tell_of_schema_change.to_deployment("teller", triggers=[example.ANY_TABLE_OF_THE_SHOP]).apply()
-    subprocess.run(
-        [*PREFECT, "automation", "create", "--from-file", EXAMPLES / "hold_on_type_change.yaml"],
-        env={**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())},
-        check=True,
-    )
-
+def test_assets_can_be_left_out(pipeline: Callable[..., Pipeline], client: SyncPrefectClient) -> None:
     @flow
-    def load(table: str, value: Any) -> None:
-        pipeline(progress=EmittingCollector()).run([{"id": value}], table_name=table)
+    def main() -> str:
+        context = FlowRunContext.get()
+        assert context is not None
+        assert context.flow_run is not None
+        pipeline(progress=PrefectCollector(assets=False)).run(shop())
+        return f"prefect.flow-run.{context.flow_run.id}"
 
-    nightly = client.create_deployment(client.create_flow(load), "nightly")
+    of_run = main()
 
-    def run_nightly(table: str, value: Any) -> None:
-        parameters = {"table": table, "value": value}
-        run_flow(load, flow_run=client.create_flow_run_from_deployment(nightly), parameters=parameters)
-
-    def acted(name: str) -> list[dict[str, Any]]:
-        found = events_of(client, "prefect.automation.action.executed", f"prefect.deployment.{name}")
-        return [each["payload"] for each in found]
-
-    def told() -> list[dict[str, Any]]:
-        chosen = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[teller]))
-        return [run.parameters for run in client.read_flow_runs(flow_run_filter=chosen)]
-
-    run_nightly("orders", 1)
-    run_nightly("customers", 1)
-    run_nightly("customers", "one")
-    wait_for(lambda: len(told()) == 3)
-    assert not client.read_deployment(nightly).paused
-
-    run_nightly("orders", "one")
-    wait_for(lambda: client.read_deployment(nightly).paused)
-    wait_for(lambda: len(told()) == 4)
-
-    # The server takes events in their order: had another table held the deployment, it would have done so before.
-    assert len(wait_for(lambda: acted(str(nightly)))) == 1
-    variant = {"name": "id__v_text", "change": "variant", "type": "text", "variant_of": "id"}
-    assert {"table": "orders", "columns": [variant]} in told()
+    # Changes are sent after assets.
+    wait_for(lambda: len(events_of(client, "dlt.schema.changed", of_run)) == 4)
+    assert events_of(client, "prefect.asset.materialization.succeeded", of_run) == []
