@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import runpy
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import dlt
 import duckdb
 import pytest
-from prefect.client.orchestration import get_client
+import yaml
+from prefect import Flow, flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
+from prefect.events import AutomationCore
+from prefect.flow_engine import run_flow
+
+from prefect_dlt import PrefectCollector
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
+EXAMPLES = sorted(path for kind in ("py", "yaml") for path in (ROOT / "docs" / "examples").glob(f"*.{kind}"))
+LANGUAGES = {".py": "python", ".yaml": "yaml"}
+
+GENEROUS = 60.0
+"""Seconds to wait for what the server does within one or two when the machine has nothing else to do."""
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "no_active_pipeline")
 
@@ -68,12 +84,80 @@ def test_decomposed_flow(capsys: pytest.CaptureFixture[str]) -> None:
     assert query("warehouse.duckdb", "SELECT count(*) FROM shop_data.order_lines") == [(4,)]
 
 
+@flow
+def load(table: str, value: Any) -> None:
+    """Load one row."""
+    pipeline = dlt.pipeline(
+        "shop",
+        destination=dlt.destinations.duckdb("shop.duckdb"),
+        dataset_name="shop_data",
+        progress=PrefectCollector(),
+    )
+    pipeline.run([{"id": value}], table_name=table)
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    """Return what a condition gives as soon as it gives something."""
+    deadline = time.monotonic() + GENEROUS
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "nothing came"
+        time.sleep(0.1)
+    return found
+
+
+def test_hold_on_type_change() -> None:
+    """The automation is created as `prefect automation create --from-file` does, and acts on its table alone."""
+    text = (ROOT / "docs" / "examples" / "hold_on_type_change.yaml").read_text(encoding="utf-8")
+    with get_client(sync_client=True) as client:
+        client.create_automation(AutomationCore.model_validate(yaml.safe_load(text)))
+        deployment = client.create_deployment(client.create_flow(load), "nightly")
+
+        def run_deployment(table: str, value: Any) -> None:
+            flow_run = client.create_flow_run_from_deployment(deployment)
+            run_flow(load, flow_run=flow_run, parameters={"table": table, "value": value})
+
+        def held_by() -> list[dict[str, Any]]:
+            return events(client, "prefect.automation.action.executed", f"prefect.deployment.{deployment}")
+
+        run_deployment("orders", 1)
+        run_deployment("customers", 1)
+        run_deployment("customers", "one")
+        assert not client.read_deployment(deployment).paused
+        run_deployment("orders", "one")
+
+        wait_for(lambda: client.read_deployment(deployment).paused)
+        # The server takes events in their order: had another table held the deployment, it would have done so before.
+        assert len(wait_for(held_by)) == 1
+
+
+def test_react_to_schema_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Prefect finds a flow by the module that it is in.
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "examples"))
+    example = importlib.import_module("react_to_schema_changes")
+    teller: Flow[Any, Any] = example.tell_of_schema_change
+    deployment = teller.to_deployment("teller", triggers=[example.ANY_TABLE_OF_THE_SHOP]).apply()
+
+    load("orders", 1)
+
+    with get_client(sync_client=True) as client:
+        of_teller = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[deployment]))
+        (told,) = wait_for(lambda: client.read_flow_runs(flow_run_filter=of_teller))
+    assert told.parameters["table"] == "orders"
+    assert told.parameters["columns"][0] == {"name": "id", "change": "new", "type": "bigint"}
+
+
+def events(client: SyncPrefectClient, name: str, related: str) -> list[dict[str, Any]]:
+    """Return the events with this name that a resource has to do with."""
+    chosen = {"event": {"name": [name]}, "any_resource": {"id": [related]}}
+    return client.request("POST", "/events/filter", json={"filter": chosen, "limit": 50}).json()["events"]
+
+
 def test_each_example_has_a_test() -> None:
     assert [example.stem for example in EXAMPLES if f"test_{example.stem}" not in globals()] == []
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
 def test_an_example_is_quoted_whole_in_a_page(example: Path) -> None:
-    program = f"```python\n{example.read_text(encoding='utf-8')}```\n"
+    program = f"```{LANGUAGES[example.suffix]}\n{example.read_text(encoding='utf-8')}```\n"
     quoted = [page.name for page in ROOT.glob("docs/**/*.md") if program in page.read_text(encoding="utf-8")]
     assert quoted, f"{example.name} is in no page as it is on disk"

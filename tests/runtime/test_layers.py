@@ -8,11 +8,11 @@ from pathlib import Path
 import prefect_dlt
 
 FOLDER = Path(prefect_dlt.__file__).parent
-TALK = {"collector", "deployment", "flows", "prefect_api", "publisher"}
+TALK = {"collector", "deployment", "emitter", "flows", "prefect_api", "publisher"}
 ACT = {"callbacks", "dataset", "environment", "pending", "runner", "traces", "usage"}
 DECIDE = {
-    *("decompose", "diagrams", "errors", "keys", "markdown", "outbox", "progress", "record", "redact", "report", "retry"),
-    "schema_changes",
+    *("assets", "decompose", "diagrams", "errors", "events", "keys", "markdown", "outbox", "progress", "record", "redact"),
+    *("report", "retry", "schema_changes"),
 }
 
 
