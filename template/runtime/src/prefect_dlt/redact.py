@@ -6,6 +6,7 @@ import json
 import re
 import traceback
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any, cast
 from urllib.parse import quote, quote_plus, unquote
 
@@ -82,9 +83,9 @@ def redact(text: str, known_secrets: Iterable[str] = ()) -> str:
     values whose name says that they are secret, and tokens that are known by their shape. Redact before anything else
     is done to a text: what is escaped, cut or put on one line may no longer be recognised.
     """
-    forms = {form for secret in known_secrets if len(secret) >= SHORTEST_SECRET for form in _forms(secret)}
-    if forms:
-        text = re.sub("|".join(map(_matching, sorted(forms, key=len, reverse=True))), MASK, text)
+    known = _known(frozenset(known_secrets))
+    if known is not None:
+        text = known.sub(MASK, text)
     for pattern in _PATTERNS:
         text = pattern.sub(rf"\g<head>{MASK}", text)
     return text
@@ -95,14 +96,15 @@ def redacted_traceback(error: BaseException, known_secrets: Iterable[str] = ()) 
     return redact("".join(traceback.format_exception(error)), known_secrets)
 
 
-def resolved_secrets() -> set[str]:
+def resolved_secrets(first: int = 0) -> set[str]:
     """Return the secret values that dlt has resolved in this thread since its last trace ended.
 
-    Of an address, only the password is secret, as it is written there and unquoted; of credentials in JSON, only what
-    their names say; of any other secret in JSON, every text in it.
+    `first` is the index of the first of dlt's resolved values to look at, for those who know the ones before it. Of an
+    address, only the password is secret, as it is written there and unquoted; of credentials in JSON, only what their
+    names say; of any other secret in JSON, every text in it.
     """
     secrets: set[str] = set()
-    for entry in get_resolved_traces().resolved_traces:
+    for entry in get_resolved_traces().resolved_traces[first:]:
         if not is_secret_hint(entry.hint):
             continue
         value, hint = _parsed(entry.value), extract_inner_hint(entry.hint)
@@ -135,6 +137,13 @@ def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, list | tuple):
         for each in cast("list[Any]", value):
             yield from _texts(each, name)
+
+
+@lru_cache(maxsize=16)
+def _known(secrets: frozenset[str]) -> re.Pattern[str] | None:
+    """Return a pattern for all that these secrets can be written as; lines of a log come with the same ones."""
+    forms = {form for secret in secrets if len(secret) >= SHORTEST_SECRET for form in _forms(secret)}
+    return re.compile("|".join(map(_matching, sorted(forms, key=len, reverse=True)))) if forms else None
 
 
 def _forms(secret: str) -> Iterator[str]:
