@@ -8,7 +8,7 @@ from pathlib import Path
 import prefect_dlt
 
 FOLDER = Path(prefect_dlt.__file__).parent
-TALK = {"collector", "flows", "publisher"}
+TALK = {"collector", "flows", "logs", "publisher"}
 ACT = {"callbacks", "dataset", "runner", "traces"}
 DECIDE = {"decompose", "errors", "progress", "redact", "report", "retry", "schema_changes"}
 

@@ -15,6 +15,7 @@ from prefect.logging import get_run_logger
 from typing_extensions import override
 
 from prefect_dlt.callbacks import CallbackCollector, TLogger
+from prefect_dlt.logs import keep_console, start_forwarding, stop_forwarding
 from prefect_dlt.progress import StageProgress
 from prefect_dlt.publisher import Draft, Place, publisher
 from prefect_dlt.report import RunRecord, headline, summary
@@ -53,9 +54,11 @@ class PrefectCollector(CallbackCollector):
         super().__init__(log_period, logger, log_level, **kwargs)
         self._close_timeout = close_timeout
         self._takes_run_logger = logger is None
+        keep_console()  # most collectors are made just before dlt makes its logger
 
     @override
     def run_started(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
+        self._forwarding = start_forwarding(secrets=record.secrets)
         self._run_ids = _current_run_ids()
         if not self._takes_run_logger:
             return
@@ -83,6 +86,7 @@ class PrefectCollector(CallbackCollector):
 
     @override
     def run_ended(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
+        stop_forwarding(self._forwarding)
         if self._run_ids is None:
             return
         place = Place(artifact_key(pipeline.pipeline_name, "summary"), *self._run_ids)
@@ -103,6 +107,7 @@ class PrefectCollector(CallbackCollector):
     @override
     def _reset(self) -> None:
         super()._reset()
+        self._forwarding: int | None = None
         self._run_ids: tuple[UUID | None, UUID | None] | None = None
         self._key = ""
         self._last_put = float("-inf")
