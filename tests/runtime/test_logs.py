@@ -27,7 +27,7 @@ from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL
 
 from prefect_dlt import CallbackCollector, PrefectCollector, forward_dlt_logs
-from prefect_dlt.logs import current_run_ids, start_forwarding, stop_forwarding
+from prefect_dlt.logs import current_run_ids, keep_console, start_forwarding, stop_forwarding
 
 PLACES = ("main", "extract thread", "async extract thread", "load thread")
 """Where a run of `talkative` logs from, each at WARNING and once."""
@@ -419,6 +419,28 @@ def test_a_handler_of_the_users_keeps_its_place_its_format_and_its_records() -> 
     assert handler.formatter is formatter
     ((message, args),) = [(record.msg, record.args) for record in records]
     assert (message, args) == ("%d rows", (2,))
+
+
+def test_dlt_gives_back_what_it_took_from_prefect() -> None:
+    prefects = logging.getLogger("prefect.extra").handlers[0]
+    before, format_before = DLT.handlers, prefects.formatter
+    try:
+        # As Prefect leaves it with the setting, before dlt sets its logger up and after.
+        DLT.handlers = [prefects]
+        Container()[PluggableRunContext].initialize_runtime()
+        dlts_format = prefects.formatter
+        assert dlts_format is not format_before
+        for _ in range(2):
+            keep_console()
+            console, *others = DLT.handlers
+            assert (type(console), console.formatter) == (logging.StreamHandler, dlts_format)
+            assert others == [prefects]
+            assert prefects.format(logging.makeLogRecord({"msg": "%d rows", "args": (2,)})) == "2 rows"
+        Container()[PluggableRunContext].initialize_runtime()
+        assert console.formatter is not dlts_format
+        assert prefects.format(logging.makeLogRecord({"msg": "%d rows", "args": (2,)})) == "2 rows"
+    finally:
+        DLT.handlers, prefects.formatter = before, format_before
 
 
 def test_outside_of_a_run_nothing_happens() -> None:
