@@ -22,7 +22,13 @@ from dlt.common.configuration.specs import PluggableRunContext
 from dlt.common.runtime.collector import NULL_COLLECTOR
 from prefect import flow, task
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, LogFilterTaskRunId
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    LogFilter,
+    LogFilterFlowRunId,
+    LogFilterTaskRunId,
+)
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL
 
@@ -173,7 +179,7 @@ class TestForwarding:
         assert run_ids is not None
         assert lines_of(*run_ids) == once(run_ids[1], *PLACES)
 
-    def test_a_flow_called_in_a_task_keeps_its_own_lines(self) -> None:
+    def test_a_flow_called_in_a_task_keeps_its_own_lines_and_artifacts(self) -> None:
         runs: list[tuple[UUID, UUID | None]] = []
 
         @flow
@@ -190,6 +196,9 @@ class TestForwarding:
         ((flow_run_id, task_run_id),) = runs
         assert task_run_id is None
         assert lines_of(flow_run_id) == once(None, *PLACES)
+        with get_client(sync_client=True) as client:
+            own = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
+            assert {artifact.task_run_id for artifact in client.read_artifacts(artifact_filter=own)} == {None}
 
     @pytest.mark.parametrize("with_collector", [True, False])
     def test_two_pipelines_at_once_do_not_mix(self, with_collector: bool) -> None:
