@@ -8,10 +8,22 @@ from pathlib import Path
 import prefect_dlt
 
 FOLDER = Path(prefect_dlt.__file__).parent
-TALK = {"collector", "deployment", "emitter", "flows", "prefect_api", "publisher"}
+TALK = {"collector", "deployment", "emitter", "flows", "logs", "prefect_api", "publisher"}
 ACT = {"callbacks", "dataset", "environment", "pending", "runner", "traces", "usage"}
 DECIDE = {
-    *("assets", "decompose", "diagrams", "errors", "events", "keys", "markdown", "outbox", "progress", "record", "redact"),
+    *(
+        "assets",
+        "decompose",
+        "diagrams",
+        "errors",
+        "events",
+        "keys",
+        "markdown",
+        "outbox",
+        "progress",
+        "record",
+        "redact",
+    ),
     *("report", "retry", "schema_changes"),
 }
 

@@ -12,7 +12,7 @@ import pytest
 from dlt.common.configuration.utils import get_resolved_traces
 from dlt.sources.credentials import ConnectionStringCredentials, GcpServiceAccountCredentials
 
-from prefect_dlt.redact import redact, redaction, redacted_traceback, resolved_secrets
+from prefect_dlt.redact import redact, redacted_traceback, redaction, resolved_secrets
 
 
 @pytest.mark.parametrize(

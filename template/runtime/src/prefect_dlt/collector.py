@@ -10,7 +10,6 @@ from uuid import UUID
 
 from dlt.common.pipeline import SupportsPipeline
 from dlt.pipeline.trace import PipelineStepTrace
-from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
 from typing_extensions import override
 
@@ -18,6 +17,7 @@ from prefect_dlt.callbacks import CallbackCollector, TLogger
 from prefect_dlt.deployment import look_up_deployment
 from prefect_dlt.environment import environment
 from prefect_dlt.keys import artifact_key
+from prefect_dlt.logs import current_run_ids, keep_console, start_forwarding, stop_forwarding
 from prefect_dlt.progress import StageProgress
 from prefect_dlt.publisher import Draft, Place, publisher
 from prefect_dlt.record import FailedAttempt, RunRecord
@@ -58,10 +58,12 @@ class PrefectCollector(CallbackCollector):
         super().__init__(log_period, logger, log_level, **kwargs)
         self._close_timeout = close_timeout
         self._takes_run_logger = logger is None
+        keep_console()  # most collectors are made just before dlt makes its logger
 
     @override
     def run_started(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
-        self._run_ids = _current_run_ids()
+        self._forwarding = start_forwarding(secrets=record.secrets)
+        self._run_ids = current_run_ids()
         if self._takes_run_logger:
             self.logger = self._run_logger()
         if self._run_ids is None:
@@ -110,6 +112,7 @@ class PrefectCollector(CallbackCollector):
 
     @override
     def run_ended(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
+        stop_forwarding(self._forwarding)
         if self._run_ids is None:
             return
         self._measure(record)
@@ -119,7 +122,7 @@ class PrefectCollector(CallbackCollector):
         sender.forget(self._run_ids)
         if unsent:
             logger.warning(
-                "Not shown in Prefect: %s (%s). The run does not depend on it; it is sent again while this process lives",
+                "Not shown in Prefect: %s (%s). The run is not affected, and it is sent again while this process lives",
                 ", ".join(unsent),
                 sender.trouble or "no answer",
             )
@@ -158,17 +161,8 @@ class PrefectCollector(CallbackCollector):
     @override
     def _reset(self) -> None:
         super()._reset()
+        self._forwarding: int | None = None
         self._run_ids: tuple[UUID | None, UUID | None] | None = None
         self._meter: UsageMeter | None = None
         self._key = ""
         self._last_put = float("-inf")
-
-
-def _current_run_ids() -> tuple[UUID | None, UUID | None] | None:
-    """Return flow run and task run of the run that this is called in; None outside of one."""
-    task, flow = TaskRunContext.get(), FlowRunContext.get()
-    if task is not None:
-        return task.task_run.flow_run_id, task.task_run.id
-    if flow is not None and flow.flow_run is not None:
-        return flow.flow_run.id, None
-    return None
