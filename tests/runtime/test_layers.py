@@ -11,20 +11,20 @@ FOLDER = Path(prefect_dlt.__file__).parent
 TALK = {"collector", "deployment", "emitter", "flows", "logs", "prefect_api", "publisher"}
 ACT = {"callbacks", "dataset", "environment", "pending", "runner", "traces", "usage"}
 DECIDE = {
-    *(
-        "assets",
-        "decompose",
-        "diagrams",
-        "errors",
-        "events",
-        "keys",
-        "markdown",
-        "outbox",
-        "progress",
-        "record",
-        "redact",
-    ),
-    *("report", "retry", "schema_changes"),
+    "assets",
+    "decompose",
+    "diagrams",
+    "errors",
+    "events",
+    "keys",
+    "markdown",
+    "outbox",
+    "progress",
+    "record",
+    "redact",
+    "report",
+    "retry",
+    "schema_changes",
 }
 
 
