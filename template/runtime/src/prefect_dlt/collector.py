@@ -10,12 +10,11 @@ from uuid import UUID
 
 from dlt.common.pipeline import SupportsPipeline
 from dlt.pipeline.trace import PipelineStepTrace
-from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
 from typing_extensions import override
 
 from prefect_dlt.callbacks import CallbackCollector, TLogger
-from prefect_dlt.logs import keep_console, start_forwarding, stop_forwarding
+from prefect_dlt.logs import current_run_ids, keep_console, start_forwarding, stop_forwarding
 from prefect_dlt.progress import StageProgress
 from prefect_dlt.publisher import Draft, Place, publisher
 from prefect_dlt.report import RunRecord, headline, summary
@@ -59,7 +58,7 @@ class PrefectCollector(CallbackCollector):
     @override
     def run_started(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
         self._forwarding = start_forwarding(secrets=record.secrets)
-        self._run_ids = _current_run_ids()
+        self._run_ids = current_run_ids()
         if not self._takes_run_logger:
             return
         if self._run_ids is None:
@@ -125,13 +124,3 @@ def artifact_key(*names: str) -> str:
         return key
     digest = hashlib.sha256("\0".join(names).encode()).hexdigest()[:8]
     return f"{key[: LONGEST_KEY - 9].strip('-')}-{digest}".strip("-")
-
-
-def _current_run_ids() -> tuple[UUID | None, UUID | None] | None:
-    """Return flow run and task run of the run that this is called in; None outside of one."""
-    task, flow = TaskRunContext.get(), FlowRunContext.get()
-    if task is not None:
-        return task.task_run.flow_run_id, task.task_run.id
-    if flow is not None and flow.flow_run is not None:
-        return flow.flow_run.id, None
-    return None
