@@ -17,7 +17,8 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from prefect.context import FlowRunContext, TaskRunContext
+from prefect import tags
+from prefect.context import TagsContext
 from prefect.events.schemas.events import Event, Resource
 from prefect.settings import (
     PREFECT_API_KEY,
@@ -677,16 +678,17 @@ def test_a_look_up_comes_once_and_before_the_drafts_of_its_round_and_outside_of_
         return fine(body, create)
 
     def question(client: Any) -> None:
-        seen.append((str(client.api_url), FlowRunContext.get(), TaskRunContext.get()))
+        seen.append((str(client.api_url), TagsContext.get().current_tags))
 
     api.status_of = record
-    sender = using(api.url)
+    with tags("of the run that came first"):
+        sender = using(api.url)
     with sender._changed:
         sender.ask(question)
         sender.put(place(), progress(1.0))
 
     assert sender.flush(GENEROUS, NO_RUN) == []
-    assert seen == [(api.url + "/", None, None), "draft"]
+    assert seen == [(api.url + "/", set()), "draft"]
 
 
 def test_a_look_up_that_fails_costs_nothing(api: Api, using: Any) -> None:
