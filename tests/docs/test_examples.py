@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import runpy
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -12,6 +18,7 @@ from prefect.client.orchestration import get_client
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
+HOOK = "/services/T00000000/B00000000/abcdefghijklmnop"
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "no_active_pipeline")
 
@@ -57,6 +64,49 @@ def test_collector_with_hooks(caplog: pytest.LogCaptureFixture) -> None:
     assert "Retry 1 of orders, not the last one, after PipelineStepFailed" in told
     assert any(line.startswith("Schema orders, table orders: id, amount") for line in told)
     assert "Pipeline orders loaded" in told
+
+
+@pytest.fixture
+def slack(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """A web server in the place of Slack, whose address the configuration names; what is posted to it, and where."""
+    posted: list[tuple[str, dict[str, Any]]] = []
+
+    class Slack(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posted.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slack) as server:
+        monkeypatch.setenv("RUNTIME__SLACK_INCOMING_HOOK", f"http://127.0.0.1:{server.server_port}{HOOK}")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield posted
+        server.shutdown()
+
+
+def test_slack_on_schema_change(slack: list[tuple[str, dict[str, Any]]]) -> None:
+    run("slack_on_schema_change")
+    run("slack_on_schema_change")  # changes nothing
+
+    told = "*orders* has changed schema `orders`\n`orders`: id, amount, _dlt_load_id, _dlt_id"
+    assert slack == [(HOOK, {"text": told, "mrkdwn": True})]
+
+
+def test_slack_that_does_not_answer_costs_no_load_and_its_hook_stays_secret(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RUNTIME__SLACK_INCOMING_HOOK", f"http://127.0.0.1:{unused.getsockname()[1]}{HOOK}")
+        run("slack_on_schema_change")
+
+    assert query("shop.duckdb", "SELECT count(*) FROM shop_data.orders") == [(2,)]
+    (text,) = [line for line in caplog.messages if "on_schema_change raised" in line]
+    assert "Connection refused" in text
+    assert HOOK not in text
 
 
 def test_decomposed_flow(capsys: pytest.CaptureFixture[str]) -> None:
