@@ -118,6 +118,16 @@ def test_decomposed_flow(capsys: pytest.CaptureFixture[str]) -> None:
     assert query("warehouse.duckdb", "SELECT count(*) FROM shop_data.order_lines") == [(4,)]
 
 
+@pytest.mark.slow
+def test_loads_in_processes(capsys: pytest.CaptureFixture[str]) -> None:
+    run("loads_in_processes")
+
+    printed = capsys.readouterr().out
+    for name in ("paris", "rome"):
+        assert query(f"{name}_orders.duckdb", "SELECT count(*) FROM shop_data.orders") == [(2,)]
+        assert f"Pipeline {name} load step finished" in printed
+
+
 def test_each_example_has_a_test() -> None:
     assert [example.stem for example in EXAMPLES if f"test_{example.stem}" not in globals()] == []
 
