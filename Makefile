@@ -71,7 +71,7 @@ $(READY): Makefile pyproject.toml template/runtime/pyproject.toml $(wildcard con
 	@"$(UV)" venv --quiet --clear --python '$(PYTHON)' .venv
 	@"$(UV)" pip install --quiet --python $(BIN)/python --group dev \
 	    --constraints "constraints/$(PYTHON_OF_ENV).txt" \
-	    --editable 'template/runtime[duckdb,postgres,sql,demo]'
+	    --editable 'template/runtime[duckdb,postgres,sql,demo,dask,ray]'
 	@touch $@
 
 .tools/bin/uv:

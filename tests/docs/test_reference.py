@@ -15,8 +15,11 @@ REFERENCE = sorted((ROOT / "docs" / "reference").glob("*.md"))
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in [*REFERENCE, ROOT / "docs" / "README.md"])
 
 # Modules whose public functions and classes users are told of, and the page that does so.
-PAGES = {"retry": "retry.md", "errors": "errors.md"}
-LEFT_OUT = {"retry": {"check_steps", "is_stop_request", "is_exhausted", "chain"}}
+PAGES = {"retry": "retry.md", "errors": "errors.md", "logs": "logs.md"}
+LEFT_OUT = {
+    "retry": {"check_steps", "is_stop_request", "is_exhausted", "chain"},
+    "logs": {"start_forwarding", "stop_forwarding", "keep_console", "current_run_ids"},
+}
 
 Signatures = dict[str, str]
 

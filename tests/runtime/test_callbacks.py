@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import dlt
 import pyarrow as pa
 import pytest
@@ -166,6 +168,46 @@ def test_a_callback_that_raises_costs_neither_the_run_nor_the_next_callback(
     assert "s3cret" not in text
 
 
+def test_each_callback_may_raise_and_each_error_is_logged_once_without_secrets(
+    pipeline: Callable[..., Pipeline], caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [name for name in vars(CallbackCollector) if name.startswith(("before_", "after_", "on_"))]
+    callbacks = [name for name in names if "trace" not in name and name != "on_log"]
+    called: list[str] = []
+
+    def broken(name: str) -> Any:
+        def callback(self: Any, *args: Any) -> None:
+            called.append(name)
+            raise RuntimeError(f"{name}: https://ada:s3cret@pager.example does not answer")
+
+        callback.__name__ = name
+        return callback
+
+    collector = type("AllBroken", (CallbackCollector,), {name: broken(name) for name in callbacks})(
+        logger=io.StringIO()
+    )
+    shop_pipeline = pipeline(progress=collector)
+    attempts = iter([ConnectionError("asleep")])
+
+    @dlt.resource
+    def orders() -> Iterator[Any]:
+        for error in attempts:
+            raise error
+        yield [{"id": 1}]
+
+    policy = Retrying(stop=stop_after_attempt(2), reraise=True)
+    runner(shop_pipeline, retry_policy=policy, retry_pipeline_steps=["extract"]).run(orders)
+
+    assert count(shop_pipeline, "orders") == 1
+    assert set(called) == set(callbacks)
+    logged = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert [line.partition(" raised")[0] for line in logged] == [f"AllBroken.{name}" for name in called]
+    for text in logged:
+        assert "Traceback" in text
+        assert "does not answer" in text
+        assert "s3cret" not in text
+
+
 def test_progress_is_logged_at_most_once_a_period_and_when_a_stage_ends(pipeline: Callable[..., Pipeline]) -> None:
     now = 0.0
     stream = io.StringIO()
@@ -218,6 +260,35 @@ def test_a_copy_made_during_a_run_keeps_the_settings_and_reports_a_run_of_its_ow
     assert twin.logger is stream
     assert twin._record is None
     assert twin._progress is None
+
+
+class Travelling(CallbackCollector):
+    """Sends itself elsewhere in the middle of a run; importable, so that its class travels by name."""
+
+    def before_load(self, pipeline: Any, trace: Any) -> None:
+        assert self._record is not None
+        self._record.secrets.add("s3cret")
+        SENT.append(cloudpickle.dumps(self))
+
+
+SENT: list[bytes] = []
+
+
+def test_a_collector_travels_with_its_settings_and_without_the_run_it_was_in(
+    pipeline: Callable[..., Pipeline],
+) -> None:
+    collector = Travelling(7.0, logger=logging.LoggerAdapter(logging.getLogger("mine"), {"run": "first"}))
+    pipeline(progress=collector).run(shop())
+
+    for data in (SENT.pop(), cloudpickle.dumps(collector)):
+        twin = pickle.loads(data)  # noqa: S301 - the bytes are our own
+        assert isinstance(twin, Travelling)
+        assert twin.log_period == 7.0
+        assert isinstance(twin.logger, logging.LoggerAdapter)
+        assert twin.logger.logger is logging.getLogger("mine")
+        assert twin.logger.extra == {"run": "first"}
+        assert (twin._record, twin._progress, twin._last_trace, twin._tables_before) == (None, None, None, {})
+        assert b"s3cret" not in data
 
 
 def test_a_logger_that_fails_does_not_end_the_run(pipeline: Callable[..., Pipeline]) -> None:

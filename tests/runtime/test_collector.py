@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import dlt
+import prefect
 import pytest
 from dlt.pipeline.exceptions import PipelineStepFailed
 from dlt.pipeline.pipeline import Pipeline
@@ -21,8 +24,9 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.client.schemas.objects import Artifact
 from prefect.context import FlowRunContext, TaskRunContext
+from tenacity import Retrying, stop_after_attempt
 
-from prefect_dlt import PrefectCollector
+from prefect_dlt import PrefectCollector, runner
 from tests.runtime.sources import shop
 
 
@@ -32,9 +36,10 @@ def artifacts_of(flow_run_id: UUID) -> dict[str, Artifact]:
         found = client.read_artifacts(
             artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
         )
-    keys = [artifact.key for artifact in found]
+    # Prefect keeps the results of tasks as artifacts without a key.
+    keys = [artifact.key for artifact in found if artifact.key is not None]
     assert len(keys) == len(set(keys)), keys
-    return {str(artifact.key): artifact for artifact in found}
+    return {str(artifact.key): artifact for artifact in found if artifact.key is not None}
 
 
 @pytest.mark.usefixtures("prefect_api")
@@ -58,16 +63,29 @@ class TestArtifacts:
 
         ((flow_run_id, task_run_id),) = runs
         artifacts = artifacts_of(flow_run_id)
-        assert set(artifacts) == {"shop-extract", "shop-normalize", "shop-load", "shop-summary"}
+        stages = ("extract", "normalize", "load")
+        assert set(artifacts) == {
+            *(f"shop-{stage}" for stage in stages),
+            *(f"shop-{stage}-report" for stage in stages),
+            "shop-schema-changes",
+            "shop-summary",
+        }
         assert {artifact.task_run_id for artifact in artifacts.values()} == {task_run_id}
-        for stage in ("extract", "normalize", "load"):
+        for stage in stages:
             assert artifacts[f"shop-{stage}"].type == "progress"
             assert artifacts[f"shop-{stage}"].data == 100.0
+            assert artifacts[f"shop-{stage}-report"].type == "markdown"
+            assert str(artifacts[f"shop-{stage}-report"].description).startswith(f"{stage} done · ")
         assert "2 of 2 resources · 8 rows" in str(artifacts["shop-extract"].description)
         summary = artifacts["shop-summary"]
         assert summary.type == "markdown"
         assert str(summary.description).startswith("Loaded · 11 rows · 4 tables · ")
         assert "| `orders__items` | 3 |" in str(summary.data)
+        for artifact in artifacts.values():
+            if artifact.type == "markdown":
+                assert f"| prefect | `{prefect.__version__}` |" in str(artifact.data)
+                assert "| Memory, MiB | " in str(artifact.data)
+        assert artifacts["shop-schema-changes"].description == "Schema changed · 4 new tables"
 
     def test_a_failed_run_leaves_its_error(self, pipeline: Callable[..., Pipeline]) -> None:
         runs: list[UUID] = []
@@ -91,6 +109,136 @@ class TestArtifacts:
         assert "Traceback" in data
         assert "is dead" in data
         assert "s3cret" not in data
+
+    def test_every_failed_attempt_leaves_a_report_and_the_summary_is_the_last(
+        self, pipeline: Callable[..., Pipeline]
+    ) -> None:
+        runs: list[UUID] = []
+        tries: list[int] = []
+
+        @dlt.resource
+        def orders() -> Iterator[Any]:
+            tries.append(len(tries))
+            raise ConnectionError(f"asleep at try {len(tries)}")
+            yield
+
+        @flow
+        def main() -> None:
+            runs.append(current_flow_run_id())
+            policy = Retrying(stop=stop_after_attempt(2), reraise=True)
+            runner(pipeline(progress=PrefectCollector()), retry_policy=policy, retry_pipeline_steps=["extract"]).run(
+                orders
+            )
+
+        with pytest.raises(PipelineStepFailed):
+            main()
+
+        artifacts = artifacts_of(runs[0])
+        assert set(artifacts) == {
+            *("shop-extract", "shop-extract-report", "shop-summary"),
+            *("shop-failed-attempt-1", "shop-failed-attempt-2"),
+        }
+        first, second = (artifacts[f"shop-failed-attempt-{number}"] for number in (1, 2))
+        assert str(first.description).startswith("Attempt 1 of 2 failed in extract · ResourceExtractionError")
+        assert "asleep at try 1" in str(first.data)
+        assert "The next attempt starts in 0.0 s, and begins with extract" in str(first.data)
+        assert "asleep at try 2" in str(second.data)
+        assert "No further attempt: the retry policy allows no more (2 attempts)." in str(second.data)
+        for artifact in (first, second, artifacts["shop-summary"], artifacts["shop-extract-report"]):
+            assert "| Retry policy | `2 attempts` |" in str(artifact.data)
+        assert str(artifacts["shop-summary"].description).startswith("Failed in extract · 2 attempts · ")
+
+    def test_a_first_load_of_many_tables_is_listed_in_table_artifacts(self, pipeline: Callable[..., Pipeline]) -> None:
+        runs: list[UUID] = []
+
+        @dlt.resource(table_name=lambda row: f"t_{row['id']:03}")
+        def many() -> Iterator[Any]:
+            yield [{"id": number} for number in range(60)]
+
+        @flow
+        def main() -> None:
+            runs.append(current_flow_run_id())
+            pipeline(progress=PrefectCollector()).run(many)
+
+        main()
+
+        artifacts = artifacts_of(runs[0])
+        rows = {key: json.loads(str(artifact.data)) for key, artifact in artifacts.items() if artifact.type == "table"}
+        assert {key: len(found) for key, found in rows.items()} == {
+            "shop-normalize-tables": 60,
+            "shop-load-tables": 60,
+            "shop-summary-tables": 60,
+            "shop-schema-columns": 180,
+        }
+        assert rows["shop-normalize-tables"][0] == {"Table": "t_000", "Rows": 1, "Files": 1, "Seconds": 0.0}
+
+    def test_no_secret_is_in_any_artifact(
+        self, pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        runs: list[UUID] = []
+        secrets = {"api": "k9Qe77-orders", "password": "hunter2&co", "name": "Zq8rT5vW2x"}
+        monkeypatch.setenv("SOURCES__ORDERS__API_KEY", secrets["api"])
+        monkeypatch.setenv("SOURCES__ORDERS__TABLE_TOKEN", secrets["name"])
+
+        @dlt.source(section="orders")
+        def guarded(api_key: str = dlt.secrets.value, table_token: str = dlt.secrets.value) -> Any:
+            @dlt.resource(name=f"orders_{table_token}")
+            def orders() -> Iterator[Any]:
+                yield {"id": 1, f"col {table_token}": 1}
+                if api_key:
+                    raise ConnectionError(f"401 for {api_key} at postgresql://ada:{secrets['password']}@db/shop")
+
+            return orders
+
+        @flow
+        def main() -> None:
+            runs.append(current_flow_run_id())
+            policy = Retrying(stop=stop_after_attempt(2), reraise=True)
+            collector = PrefectCollector()
+            load = runner(pipeline(progress=collector), retry_policy=policy, retry_pipeline_steps=["extract"])
+            load.run_built(guarded)
+
+        with pytest.raises(PipelineStepFailed):
+            main()
+
+        artifacts = artifacts_of(runs[0])
+        assert "shop-failed-attempt-2" in artifacts
+        for artifact in artifacts.values():
+            for secret in secrets.values():
+                assert secret not in f"{artifact.key} {artifact.description} {artifact.data}"
+        assert "401 for ***" in str(artifacts["shop-summary"].data)
+
+    def test_one_collector_given_to_two_pipelines_reports_each_as_itself(
+        self, pipeline: Callable[..., Pipeline], tmp_path: Path
+    ) -> None:
+        runs: list[UUID] = []
+        collector = PrefectCollector()
+        together = threading.Barrier(2, timeout=60)
+
+        @task
+        def load(name: str, rows: int) -> None:
+            @dlt.resource(name=f"{name}_rows")
+            def data() -> Iterator[Any]:
+                together.wait()
+                yield [{"id": number} for number in range(rows)]
+                together.wait()
+
+            database = dlt.destinations.duckdb(str(tmp_path / f"{name}_file.duckdb"))
+            options = {"pipelines_dir": str(tmp_path / name), "destination": database, "dataset_name": "d"}
+            dlt.pipeline(name, progress=collector, **options).run(data)
+
+        @flow
+        def main() -> None:
+            runs.append(current_flow_run_id())
+            for future in [load.submit("one", 1), load.submit("two", 2)]:
+                future.result()
+
+        main()
+
+        artifacts = artifacts_of(runs[0])
+        assert "| `one_rows` | 1 |" in str(artifacts["one-summary"].data)
+        assert "| `two_rows` | 2 |" in str(artifacts["two-summary"].data)
+        assert artifacts["one-summary"].task_run_id != artifacts["two-summary"].task_run_id
 
     def test_an_async_flow_reports_as_well(self, pipeline: Callable[..., Pipeline]) -> None:
         runs: list[UUID] = []

@@ -8,11 +8,23 @@ from pathlib import Path
 import prefect_dlt
 
 FOLDER = Path(prefect_dlt.__file__).parent
-TALK = {"collector", "deployment", "emitter", "flows", "publisher"}
+TALK = {"collector", "deployment", "emitter", "flows", "logs", "prefect_api", "publisher"}
 ACT = {"callbacks", "dataset", "environment", "pending", "runner", "traces", "usage"}
 DECIDE = {
-    *("assets", "decompose", "diagrams", "errors", "events", "keys", "markdown", "progress", "record", "redact"),
-    *("report", "retry", "schema_changes"),
+    "assets",
+    "decompose",
+    "diagrams",
+    "errors",
+    "events",
+    "keys",
+    "markdown",
+    "outbox",
+    "progress",
+    "record",
+    "redact",
+    "report",
+    "retry",
+    "schema_changes",
 }
 
 

@@ -12,7 +12,7 @@ import pytest
 from dlt.common.configuration.utils import get_resolved_traces
 from dlt.sources.credentials import ConnectionStringCredentials, GcpServiceAccountCredentials
 
-from prefect_dlt.redact import redact, redacted_traceback, resolved_secrets
+from prefect_dlt.redact import redact, redacted_traceback, redaction, resolved_secrets
 
 
 @pytest.mark.parametrize(
@@ -267,3 +267,15 @@ def test_every_text_in_a_secret_that_is_a_dictionary_is_a_secret(monkeypatch: py
     shop()
 
     assert {"hunter-one", "hunter-two"} <= resolved_secrets()
+
+
+def test_a_value_of_letters_and_digits_is_masked_inside_a_name_and_an_ordinary_word_is_not() -> None:
+    assert redact("table orders_Zq8rT5vW", {"Zq8rT5vW"}) == "table orders_***"
+    assert redact("postgresql://postgres@db", {"postgres"}) == "postgresql://***@db"
+    assert redact("table a1b2 and a1b2_x", {"a1b2"}) == "table *** and a1b2_x"
+
+
+def test_one_redaction_serves_many_texts() -> None:
+    redacted = redaction({"sup3rs3cret"})
+
+    assert [redacted(f"{n} sup3rs3cret") for n in range(3)] == ["0 ***", "1 ***", "2 ***"]

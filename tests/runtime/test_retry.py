@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import dlt
 import pytest
 from dlt.common.destination.exceptions import (
@@ -16,10 +17,18 @@ from dlt.common.destination.exceptions import (
 )
 from dlt.common.exceptions import SignalReceivedException
 from dlt.common.runtime import signals
+from dlt.extract.exceptions import SourceExhausted
 from dlt.pipeline.exceptions import PipelineStepFailed
 from dlt.pipeline.pipeline import Pipeline
 from prefect.exceptions import TerminationSignal
-from tenacity import RetryCallState, Retrying
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_exponential,
+    wait_random,
+)
 
 from prefect_dlt.errors import ConfigurationError
 from prefect_dlt.retry import (
@@ -29,7 +38,10 @@ from prefect_dlt.retry import (
     fixed_attempts,
     is_exhausted,
     is_stop_request,
+    most_attempts,
     no_retry,
+    policy_text,
+    why_not_retried,
     worth_retrying,
 )
 
@@ -341,3 +353,44 @@ def test_steps_come_in_the_order_of_a_run_each_once() -> None:
 def test_steps_that_are_none_are_refused_with_those_to_choose_from(steps: Any) -> None:
     with pytest.raises(ConfigurationError, match="'extract', 'normalize', 'load'"):
         check_steps(steps)
+
+
+# -- what is said about a policy ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "most", "text"),
+    [
+        (no_retry(), 1, "1 attempt"),
+        (fixed_attempts(3, wait=0.5), 3, "3 attempts, wait 0.5 s"),
+        (exponential_backoff(5, max=30), 5, "5 attempts, wait from 1 s on, longer each time, at most 30 s"),
+        (Retrying(stop=stop_after_delay(90)), None, "90 s in all"),
+        (Retrying(stop=stop_after_attempt(4) | stop_after_delay(60)), 4, "4 attempts or 60 s in all"),
+        (Retrying(stop=stop_after_attempt(4) & stop_after_attempt(6)), 6, "4 attempts and 6 attempts"),
+        (Retrying(stop=stop_after_attempt(4) & stop_after_delay(60)), None, "4 attempts and 60 s in all"),
+        (Retrying(), None, "no end"),
+        (Retrying(wait=wait_random(1, 2)), None, "no end, wait_random"),
+        (Retrying(stop=lambda _state: True), None, "<lambda>"),
+        (Retrying(wait=wait_exponential()), None, "no end, wait from 1 s on, longer each time"),
+    ],
+)
+def test_a_policy_is_told_in_words(policy: Retrying, most: int | None, text: str) -> None:
+    assert (most_attempts(policy), policy_text(policy)) == (most, text)
+    # On its way to another process a policy is copied.
+    assert policy_text(cloudpickle.loads(cloudpickle.dumps(policy))) == text
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (KeyboardInterrupt(), "the run was asked to stop (KeyboardInterrupt)"),
+        (SourceExhausted("shop"), "the generator it was given has been read, and cannot be read again"),
+        (ConfigurationError("x", 1, "y"), "it would fail in the same way again (ConfigurationError)"),
+        (DestinationTerminalException("no"), "it would fail in the same way again (DestinationTerminalException)"),
+        (DestinationTransientException("busy"), None),
+        (ConnectionError("asleep"), None),
+    ],
+)
+def test_what_is_not_retried_has_a_reason(error: BaseException, why: str | None) -> None:
+    assert why_not_retried(error) == why
+    assert worth_retrying()(error) is (why is None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
@@ -16,10 +17,12 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterId,
     LogFilter,
     LogFilterFlowRunId,
 )
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, Log
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tests.template.conftest import Generate
@@ -83,10 +86,33 @@ def artifact_keys(client: SyncPrefectClient, flow_run_id: UUID) -> set[str]:
     return {str(artifact.key) for artifact in client.read_artifacts(artifact_filter=filters)}
 
 
-def log_lines(client: SyncPrefectClient, flow_run_id: UUID, logger: str) -> list[str]:
-    """Return what a logger wrote in a flow run."""
-    lines = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id])), limit=200)
-    return [line.message for line in lines if line.name == logger]
+def logs_of(client: SyncPrefectClient, flow_run_id: UUID) -> list[Log]:
+    """Return all lines in the log of a flow run, those of its tasks included."""
+    lines: list[Log] = []
+    while page := client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id])), 200, len(lines)):
+        lines += page
+    return lines
+
+
+def task_run_ids(client: SyncPrefectClient, flow_run_id: UUID) -> set[UUID | None]:
+    """Return the task runs of a flow run."""
+    runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])))
+    return {run.id for run in runs}
+
+
+LOAD_THREADS_SPEAK = """
+
+# dlt writes nothing on its load threads as long as all goes well.
+import threading
+from dlt.common import logger
+from dlt.destinations.impl.duckdb.duck import DuckDbCopyJob
+
+def run(self, run=DuckDbCopyJob.run):
+    logger.info("%s on %s", self.file_name(), threading.current_thread().name)
+    run(self)
+
+DuckDbCopyJob.run = run
+"""
 
 
 @pytest.fixture
@@ -99,6 +125,8 @@ def test_the_demo_is_deployed_and_runs_in_a_worker(
     generate: Generate, tmp_path: Path, prefect_server: str, client: SyncPrefectClient
 ) -> None:
     project = Project(generate(project_name="flights", source="demo"), prefect_server, tmp_path / "home")
+    with (project.folder / "flows" / "load.py").open("a", encoding="utf-8") as program:
+        program.write(LOAD_THREADS_SPEAK)
 
     run = deploy_and_run(project, "flights", client)
 
@@ -115,8 +143,17 @@ def test_the_demo_is_deployed_and_runs_in_a_worker(
         "flights-load",
         "flights-summary",
     }
-    lines = log_lines(client, run.id, "dlt")
-    assert any("flights" in line for line in lines), lines
+    logs = logs_of(client, run.id)
+    (task_run_id,) = task_run_ids(client, run.id)
+    of_load_threads = [line for line in logs if "on dlt-pool-" in line.message]
+    loaded = Counter(line.message.partition(".")[0] for line in of_load_threads)
+    assert loaded == Counter(["_dlt_pipeline_state", *FLIGHTS])
+    assert {(line.name, line.task_run_id) for line in of_load_threads} == {("dlt", task_run_id)}
+    assert any(line.name == "dlt" and line.message.startswith("Created new load package") for line in logs)
+    assert not [line.message for line in logs if "|[INFO]|" in line.message]
+    output = (project.folder.parent / "worker.log").read_text(encoding="utf-8", errors="replace").splitlines()
+    in_terminal = [line for line in output if "on dlt-pool-" in line and "|[INFO]|" in line]
+    assert len(in_terminal) == len(of_load_threads)
 
 
 def test_a_database_taken_apart_is_deployed_and_runs_in_a_worker(
@@ -143,4 +180,5 @@ def test_a_database_taken_apart_is_deployed_and_runs_in_a_worker(
     assert artifact_keys(client, run.id) == {
         f"shop--{part}-{kind}" for part in ("items", "orders") for kind in ("extract", "normalize", "load", "summary")
     }
-    assert log_lines(client, run.id, "dlt")
+    of_dlt = Counter(line.task_run_id for line in logs_of(client, run.id) if line.name == "dlt")
+    assert set(of_dlt) >= task_run_ids(client, run.id)

@@ -20,6 +20,7 @@ from prefect_dlt import (
     PrefectCollector,
     create_run_pipeline_flow,
     create_run_pipeline_task,
+    forward_dlt_logs,
     runner,
 )
 from prefect_dlt.errors import (
@@ -113,6 +114,13 @@ class EveryCallback(PrefectCollector):
     def on_log(self) -> None:
         super().on_log()
 
+
+# Logs ---------------------------------------------------------------------------------------------------------------
+
+with forward_dlt_logs():
+    pass
+with forward_dlt_logs("INFO"), forward_dlt_logs(level=logging.DEBUG):
+    pass
 
 # Runner and policies ------------------------------------------------------------------------------------------------
 

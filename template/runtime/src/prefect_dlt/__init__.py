@@ -4,6 +4,7 @@ from prefect_dlt._version import __version__
 from prefect_dlt.callbacks import CallbackCollector
 from prefect_dlt.collector import PrefectCollector
 from prefect_dlt.flows import create_run_pipeline_flow, create_run_pipeline_task
+from prefect_dlt.logs import forward_dlt_logs
 from prefect_dlt.runner import runner
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "__version__",
     "create_run_pipeline_flow",
     "create_run_pipeline_task",
+    "forward_dlt_logs",
     "runner",
 ]

@@ -405,11 +405,17 @@ class CallbackCollector(LogCollector):
         self._columns: dict[str, Columns] | None = None
         self._untold: dict[str, SchemaChanges] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        # For copies, and for tasks in other processes: settings go along, and neither the state of a run, its secrets
+        # among it, nor what only this process has.
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        twin._reset()
+        return vars(twin)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> CallbackCollector:
-        # dlt copies the collector with a pipeline: settings go along, the state of a run does not, loggers are shared.
-        twin = copy.copy(self)
-        memo[id(self)] = twin
-        twin._reset()  # noqa: SLF001 - it is one of us
+        # dlt copies the collector with a pipeline. Loggers are shared, and whatever else a subclass has.
+        twin = memo[id(self)] = copy.copy(self)
         return twin
 
 

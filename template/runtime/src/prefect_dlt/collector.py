@@ -10,20 +10,26 @@ from uuid import UUID
 
 from dlt.common.pipeline import SupportsPipeline
 from dlt.pipeline.trace import PipelineStepTrace
-from prefect.context import FlowRunContext, TaskRunContext
+from prefect.events.schemas.events import RelatedResource
 from prefect.logging import get_run_logger
 from typing_extensions import override
 
+from prefect_dlt.assets import asset_events
 from prefect_dlt.callbacks import CallbackCollector, TLogger
 from prefect_dlt.deployment import look_up_deployment
+from prefect_dlt.emitter import emit, run_resources
 from prefect_dlt.environment import environment
+from prefect_dlt.events import schema_events
 from prefect_dlt.keys import artifact_key
+from prefect_dlt.logs import current_run_ids, keep_console, start_forwarding, stop_forwarding
 from prefect_dlt.progress import StageProgress
 from prefect_dlt.publisher import Draft, Place, publisher
 from prefect_dlt.record import FailedAttempt, RunRecord
 from prefect_dlt.report import Report, failure_report, schema_report, stage_report, summary
 from prefect_dlt.schema_changes import SchemaChanges
 from prefect_dlt.usage import UsageMeter
+
+logger = logging.getLogger("prefect_dlt")
 
 CLOSE_TIMEOUT = 5.0
 """Longest wait at the end of a run for Prefect's API to take the last reports, in seconds."""
@@ -41,6 +47,7 @@ class PrefectCollector(CallbackCollector):
         logger: Where progress goes; by default the run's logger in a Prefect run, else the logger `prefect_dlt`.
         log_level: Level of the lines of progress.
         close_timeout: Longest wait at the end of a run for the API to take the last reports, in seconds.
+        assets: Whether to tell Prefect of each table that was loaded, as an asset that was materialized.
         clock: Returns the time in seconds; for tests.
     """
 
@@ -51,20 +58,25 @@ class PrefectCollector(CallbackCollector):
         log_level: int = logging.INFO,
         *,
         close_timeout: float = CLOSE_TIMEOUT,
+        assets: bool = True,
         **kwargs: Callable[[], float],
     ) -> None:
         super().__init__(log_period, logger, log_level, **kwargs)
         self._close_timeout = close_timeout
+        self._assets = assets
         self._takes_run_logger = logger is None
+        keep_console()  # most collectors are made just before dlt makes its logger
 
     @override
     def run_started(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
-        self._run_ids = _current_run_ids()
+        self._forwarding = start_forwarding(secrets=record.secrets)
+        self._run_ids = current_run_ids()
         if self._takes_run_logger:
             self.logger = self._run_logger()
         if self._run_ids is None:
             return
         self._meter = UsageMeter(self._now)
+        self._resources = run_resources()
         record.environment |= environment()
         flow_run_id, _ = self._run_ids
         if flow_run_id is not None:
@@ -96,8 +108,10 @@ class PrefectCollector(CallbackCollector):
     def schema_changed(
         self, pipeline: SupportsPipeline, record: RunRecord, changed: Mapping[str, SchemaChanges]
     ) -> None:
-        if self._run_ids is not None:
-            self._put(record, schema_report(record))
+        if self._run_ids is None:
+            return
+        self._put(record, schema_report(record))
+        self._changed |= changed
 
     @override
     def attempt_failed(self, pipeline: SupportsPipeline, record: RunRecord, attempt: FailedAttempt) -> None:
@@ -108,19 +122,24 @@ class PrefectCollector(CallbackCollector):
 
     @override
     def run_ended(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
+        stop_forwarding(self._forwarding)
         if self._run_ids is None:
             return
         self._measure(record)
         self._put(record, summary(record))
+        # Changes come last, when the tables are there to be looked at; of too many events, the first are dropped.
+        events = [*(asset_events(record) if self._assets else ()), *schema_events(record, self._changed)]
+        self._changed = {}
+        emit(events, self._resources, self._run_ids)
         sender = publisher()
-        if unsent := sender.flush(self._close_timeout, self._run_ids):
-            self.say(
-                f"Prefect's API has not taken what pipeline {record.pipeline_name!r} reports: "
-                f"{', '.join(unsent)}. It is sent when the API takes it, as long as this process lives",
-                logging.WARNING,
+        unsent = sender.flush(self._close_timeout, self._run_ids)
+        sender.forget(self._run_ids)
+        if unsent:
+            logger.warning(
+                "Not shown in Prefect: %s (%s). The run is not affected, and it is sent again while this process lives",
+                ", ".join(unsent),
+                sender.trouble or "no answer",
             )
-        else:
-            sender.forget(*self._run_ids)
         self._run_ids = None
 
     def _measure(self, record: RunRecord) -> None:
@@ -156,17 +175,10 @@ class PrefectCollector(CallbackCollector):
     @override
     def _reset(self) -> None:
         super()._reset()
+        self._forwarding: int | None = None
         self._run_ids: tuple[UUID | None, UUID | None] | None = None
         self._meter: UsageMeter | None = None
+        self._resources: list[RelatedResource] = []
+        self._changed: dict[str, SchemaChanges] = {}
         self._key = ""
         self._last_put = float("-inf")
-
-
-def _current_run_ids() -> tuple[UUID | None, UUID | None] | None:
-    """Return flow run and task run of the run that this is called in; None outside of one."""
-    task, flow = TaskRunContext.get(), FlowRunContext.get()
-    if task is not None:
-        return task.task_run.flow_run_id, task.task_run.id
-    if flow is not None and flow.flow_run is not None:
-        return flow.flow_run.id, None
-    return None

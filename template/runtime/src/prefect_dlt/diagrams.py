@@ -17,8 +17,26 @@ MOST_BARS = 60
 LONGEST_LABEL = 60
 """Characters of a name in a graph."""
 
-SHORT_RUN = 20.0
-"""Seconds; the time line of a shorter run shows fractions of them."""
+MOST_TICKS = 5
+"""Times below a timeline; more would overlap where a page is narrow."""
+
+TIMELINE_STYLE = (
+    '%%{init: {"theme": "dark", "gantt": {"useWidth": 580, "barHeight": 22, "fontSize": 13, "sectionFontSize": 13},'
+    ' "themeVariables": {"sectionBkgColor": "transparent", "sectionBkgColor2": "transparent",'
+    ' "doneTaskBkgColor": "#7dd3fc", "doneTaskBorderColor": "#7dd3fc"}}}%%'
+)
+"""How Mermaid draws a timeline: Prefect shows it on a dark ground in a column of this width."""
+
+GRAPH_STYLE = '%%{init: {"flowchart": {"wrappingWidth": 600, "nodeSpacing": 15}}}%%'
+"""How Mermaid draws a graph: each name on one line, and many tables close together."""
+
+# What may lie between two times below a timeline: seconds, and Mermaid's word for them.
+_TICKS = (
+    *((milliseconds / 1000, f"{milliseconds}millisecond") for milliseconds in (50, 100, 200, 500)),
+    *((float(seconds), f"{seconds}second") for seconds in (1, 2, 5, 10, 20, 30)),
+    *((60.0 * minutes, f"{minutes}minute") for minutes in (1, 2, 5, 10, 20, 30)),
+    *((3600.0 * hours, f"{hours}hour") for hours in (1, 2, 4, 8)),
+)
 
 
 def timeline(record: RunRecord) -> str:
@@ -27,8 +45,16 @@ def timeline(record: RunRecord) -> str:
     if not steps:
         return ""
     last = max(step.finished_at or step.started_at for step in steps)
-    is_short = (last - steps[0].started_at).total_seconds() < SHORT_RUN
-    lines = ["gantt", "    dateFormat YYYY-MM-DD HH:mm:ss.SSS", f"    axisFormat {'%S.%L' if is_short else '%H:%M:%S'}"]
+    seconds = (last - steps[0].started_at).total_seconds()
+    tick, tick_text = next((each for each in _TICKS if seconds <= each[0] * MOST_TICKS), (24 * 3600.0, "1day"))
+    lines = [
+        "gantt",
+        "    title Stages, times in UTC",
+        "    dateFormat YYYY-MM-DD HH:mm:ss.SSS",
+        f"    axisFormat {'%S.%L' if tick < 1 else '%H:%M:%S'}",
+        f"    tickInterval {tick_text}",
+        "    todayMarker off",
+    ]
     for stage in STAGES:
         of_stage = [step for step in steps if step.step == stage]
         lines += [f"    section {stage}"] if of_stage else []

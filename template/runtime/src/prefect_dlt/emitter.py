@@ -9,26 +9,21 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.events.schemas.events import Event, RelatedResource, Resource
 
-from prefect_dlt.assets import asset_events
-from prefect_dlt.events import EventDraft, schema_events
+from prefect_dlt.events import EventDraft
 from prefect_dlt.publisher import Run, publisher
-from prefect_dlt.record import RunRecord
 
 MOST_TAGS = 20
 """Tags of a run that are told of; an event has room for 100 related resources."""
 
 
-def emit(record: RunRecord, resources: list[RelatedResource], run: Run, *, assets: bool) -> None:
-    """Hand what a run that has ended tells as events to the publisher; returns at once.
+def emit(drafts: Iterable[EventDraft], resources: list[RelatedResource], run: Run) -> None:
+    """Hand events of a run to the publisher; returns at once.
 
     Args:
-        record: Of the run.
-        resources: What `run_resources` gave while it ran.
+        drafts: The events; of too many, the publisher drops the first.
+        resources: What `run_resources` gave while the run went on.
         run: Ids of flow run and task run.
-        assets: Whether to tell of the tables that were loaded, too.
     """
-    # Changes come last: of too many events, the publisher drops the oldest.
-    drafts = [*(asset_events(record) if assets else ()), *schema_events(record)]
     sender = publisher()
     for event in to_events(drafts, resources):
         sender.emit(event, run)

@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 from prefect_dlt.markdown import printable, shortened
 from prefect_dlt.record import RunRecord
-from prefect_dlt.redact import redact
-from prefect_dlt.schema_changes import ColumnChange, TableChange
+from prefect_dlt.redact import redaction
+from prefect_dlt.schema_changes import ColumnChange, SchemaChanges, TableChange
 
 SCHEMA_CHANGED = "dlt.schema.changed"
 """Name of the event that tells of a table that is new or different."""
@@ -69,11 +69,7 @@ class Redaction:
     @classmethod
     def of(cls, record: RunRecord) -> Redaction:
         """Return the one for what a run knows as secret by now."""
-        secrets = frozenset(record.secrets)
-
-        @cache
-        def whole(text: str) -> str:
-            return redact(text, secrets)
+        whole = redaction(record.secrets)
 
         @cache
         def shown(text: str) -> str:
@@ -82,10 +78,16 @@ class Redaction:
         return cls(whole, shown)
 
 
-def schema_events(record: RunRecord) -> list[EventDraft]:
-    """Return one event for each table that is new or different in the schemas of a run."""
-    redaction = Redaction.of(record)
-    return [_table_event(record, change, redaction) for of in record.schema_changes.values() for change in of.values()]
+def schema_events(record: RunRecord, changed: Mapping[str, SchemaChanges] | None = None) -> list[EventDraft]:
+    """Return one event for each table that is new or different in the schemas of a run.
+
+    Args:
+        record: Of the run.
+        changed: What to tell of its changes, by schema; all of them by default.
+    """
+    texts = Redaction.of(record)
+    schemas = record.schema_changes if changed is None else changed
+    return [_table_event(record, change, texts) for of in schemas.values() for change in of.values()]
 
 
 def table_labels(record: RunRecord, schema: str, table: str, redaction: Redaction) -> dict[str, str]:

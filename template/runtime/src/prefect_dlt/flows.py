@@ -23,6 +23,7 @@ from prefect_dlt.collector import PrefectCollector
 from prefect_dlt.dataset import check_dataset_name, derive, shared_dataset
 from prefect_dlt.decompose import Component, Decompose, components, decompose_mode, derived_name, select
 from prefect_dlt.errors import ComponentsFailedError
+from prefect_dlt.logs import forward_dlt_logs
 from prefect_dlt.record import TableRow, most_rows_first
 from prefect_dlt.redact import redact, resolved_secrets
 from prefect_dlt.report import text_table
@@ -102,6 +103,11 @@ class _Job:
         return select(_built(self.source), resources)
 
     def run(self, resources: Sequence[str] | None, run_options: dict[str, Any]) -> ComponentResult:
+        # Earlier and later than the collector does, and whatever collector the pipeline has.
+        with forward_dlt_logs():
+            return self._run(resources, run_options)
+
+    def _run(self, resources: Sequence[str] | None, run_options: dict[str, Any]) -> ComponentResult:
         started = time.monotonic()
         pipeline = self.build_pipeline()
         run = runner(
@@ -220,7 +226,8 @@ def create_run_pipeline_flow(
             "dataset_name": dataset_name,
         }
         given = {name: value for name, value in options.items() if value is not None}
-        results = _MODES[mode](job, resources, given)
+        with forward_dlt_logs():
+            results = _MODES[mode](job, resources, given)
         return FlowResult(_all_loaded(name, results))
 
     made = _PipelineFlow(run_pipeline, name=name, task_runner=task_runner, description=description, log_prints=True)

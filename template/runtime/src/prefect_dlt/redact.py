@@ -27,6 +27,9 @@ SHORTEST_SECRET = 4
 SHORTEST_SURE_SECRET = 12
 """Characters of a value that is masked even inside another word: no "postgres" in "postgresql", but any long token."""
 
+SHORTEST_MIXED_SECRET = 8
+"""The same for a value of both letters and digits, which is no ordinary word."""
+
 # Text comes from anywhere and may be long, so each pattern is linear: it starts only at the beginning of a word, and
 # what it repeats cannot be read in two ways.
 
@@ -88,8 +91,7 @@ def redact(text: str, known_secrets: Iterable[str] = ()) -> str:
 
 def redaction(known_secrets: Iterable[str] = ()) -> Callable[[str], str]:
     """Return a function that redacts as `redact` does, for many texts: what it needs is prepared once."""
-    forms = {form for secret in known_secrets if len(secret) >= SHORTEST_SECRET for form in _forms(secret)}
-    known = re.compile("|".join(map(_matching, sorted(forms, key=len, reverse=True)))) if forms else None
+    known = _known(frozenset(known_secrets))
 
     @functools.cache
     def redacted(text: str) -> str:
@@ -107,14 +109,15 @@ def redacted_traceback(error: BaseException, known_secrets: Iterable[str] = ()) 
     return redact("".join(traceback.format_exception(error)), known_secrets)
 
 
-def resolved_secrets() -> set[str]:
+def resolved_secrets(first: int = 0) -> set[str]:
     """Return the secret values that dlt has resolved in this thread since its last trace ended.
 
-    Of an address, only the password is secret, as it is written there and unquoted; of credentials in JSON, only what
-    their names say; of any other secret in JSON, every text in it.
+    `first` is the index of the first of dlt's resolved values to look at, for those who know the ones before it. Of an
+    address, only the password is secret, as it is written there and unquoted; of credentials in JSON, only what their
+    names say; of any other secret in JSON, every text in it.
     """
     secrets: set[str] = set()
-    for entry in get_resolved_traces().resolved_traces:
+    for entry in get_resolved_traces().resolved_traces[first:]:
         if not is_secret_hint(entry.hint):
             continue
         value, hint = _parsed(entry.value), extract_inner_hint(entry.hint)
@@ -149,6 +152,13 @@ def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
             yield from _texts(each, name)
 
 
+@functools.lru_cache(maxsize=16)
+def _known(secrets: frozenset[str]) -> re.Pattern[str] | None:
+    """Return a pattern for all that these secrets can be written as; lines of a log come with the same ones."""
+    forms = {form for secret in secrets if len(secret) >= SHORTEST_SECRET for form in _forms(secret)}
+    return re.compile("|".join(map(_matching, sorted(forms, key=len, reverse=True)))) if forms else None
+
+
 def _forms(secret: str) -> Iterator[str]:
     yield secret
     yield repr(secret)[1:-1]
@@ -159,4 +169,6 @@ def _forms(secret: str) -> Iterator[str]:
 
 def _matching(secret: str) -> str:
     pattern = re.escape(secret)
-    return pattern if len(secret) >= SHORTEST_SURE_SECRET else rf"(?<!\w){pattern}(?!\w)"
+    is_mixed = any(map(str.isdigit, secret)) and any(map(str.isalpha, secret))
+    is_sure = len(secret) >= (SHORTEST_MIXED_SECRET if is_mixed else SHORTEST_SURE_SECRET)
+    return pattern if is_sure else rf"(?<!\w){pattern}(?!\w)"

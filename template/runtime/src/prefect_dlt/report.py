@@ -11,7 +11,7 @@ from dlt.common.pipeline import ExtractInfo, LoadInfo, NormalizeInfo
 from dlt.pipeline.exceptions import PipelineStepFailed
 from dlt.pipeline.trace import PipelineStepTrace
 
-from prefect_dlt.diagrams import lineage, timeline
+from prefect_dlt.diagrams import GRAPH_STYLE, TIMELINE_STYLE, lineage, timeline
 from prefect_dlt.keys import artifact_key
 from prefect_dlt.markdown import LONGEST_TABLE, cell, fence, shortened, span, table
 from prefect_dlt.progress import SHORTEST_RATE, rate_text
@@ -100,11 +100,11 @@ def summary(record: RunRecord) -> Report:
     if stages := record.stages():
         rows = [(row.name, row.state, str(row.tries), f"{row.seconds:,.1f}") for row in stages]
         parts += ["## Stages", table(("Stage", "State", "Tries", "Seconds"), rows, right=(2, 3))]
-        parts += [fence(timeline(record), "mermaid")]
+        parts += [_drawing(timeline(record), TIMELINE_STYLE)]
     if tables.rows:
         parts += ["## Tables", tables.text()]
         if graph := lineage(record, {row.name: _with_rows(row, safe) for row in record.tables()}):
-            parts += [fence(graph, "mermaid")]
+            parts += [_drawing(graph, GRAPH_STYLE)]
     if changed := _changes(record):
         parts += ["## Schema changes", _schema_overview(record, changed)]
     if record.failed_attempts:
@@ -390,6 +390,11 @@ def _schema_overview(record: RunRecord, changed: Sequence[TableChange]) -> str:
     ]
     where = f", in the artifact `{artifact_key(record.pipeline_name, 'schema_changes')}`"
     return table(("Table", "Change", "Columns"), rows, more=where)
+
+
+def _drawing(text: str, style: str) -> str:
+    # Behind the drawing, the style does not come first where the drawing is shown as text.
+    return fence(f"{text}\n{style}", "mermaid")
 
 
 def _changes(record: RunRecord) -> list[TableChange]:

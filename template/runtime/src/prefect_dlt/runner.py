@@ -230,7 +230,9 @@ class PipelineRunner:
     def _is_last(self, state: RetryCallState) -> bool:
         following = RetryCallState(state.retry_object, state.fn, state.args, state.kwargs)
         following.attempt_number = state.attempt_number + 1
-        following.start_time, following.outcome_timestamp = state.start_time, state.outcome_timestamp
+        # It ends after the pause at the earliest, and the next pause is taken to be as long.
+        following.upcoming_sleep = pause = state.next_action.sleep if state.next_action else 0.0
+        following.start_time, following.outcome_timestamp = state.start_time, (state.outcome_timestamp or 0.0) + pause
         following.outcome = state.outcome
         return bool(self._policy.stop(following))
 

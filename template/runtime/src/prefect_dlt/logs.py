@@ -1,0 +1,354 @@
+"""Bring dlt's log records, from whichever thread of dlt's they come, into the log of the Prefect run they belong to."""
+
+from __future__ import annotations
+
+import contextvars
+import copy
+import itertools
+import logging
+import os
+import re
+import threading
+from collections.abc import Collection
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from dlt.common import logger as dlt_logger
+from dlt.common.configuration.utils import get_resolved_traces
+from dlt.common.runtime.run_context import active as active_run_context
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.logging.handlers import APILogHandler
+from typing_extensions import override
+
+from prefect_dlt.redact import redact, redacted_traceback, resolved_secrets
+
+logger = logging.getLogger("prefect_dlt")
+
+RunIds = tuple[UUID | None, UUID | None]
+"""Flow run and task run."""
+
+_PLAIN = logging.Formatter("%(message)s")
+
+
+def forward_dlt_logs(level: int | str | None = None) -> AbstractContextManager[None]:
+    """Forward what dlt logs inside a `with` block to the log of the Prefect run that the block is in.
+
+    Use it in the flow or task that runs the pipeline, around the pipeline and its run. `PrefectCollector` does the same
+    by itself, at dlt's level, from the beginning of a run to its end. What dlt writes on threads of its own comes too,
+    each record once and as a plain message with secrets masked; the terminal keeps its lines. Outside of a Prefect run
+    the block does nothing.
+
+    Args:
+        level: Lowest level of what dlt logs for this run while the block lasts, in the terminal as well: a number or a
+            name such as "INFO". By default what dlt is configured to, `RUNTIME__LOG_LEVEL`, or else WARNING.
+
+    Raises:
+        ValueError: If there is no level of that name.
+    """
+    number = (
+        logging.NullHandler(level.upper() if isinstance(level, str) else level).level if level is not None else None
+    )
+    return _Forwarding(number)
+
+
+class _Forwarding(AbstractContextManager[None]):
+    # Not a generator with @contextmanager: that could be used to decorate an async function as well, and do nothing.
+    def __init__(self, level: int | None) -> None:
+        self._level = level
+        self._key: int | None = None
+
+    @override
+    def __enter__(self) -> None:
+        self._key = start_forwarding(self._level)
+
+    @override
+    def __exit__(self, *error: object) -> None:
+        stop_forwarding(self._key)
+
+
+def start_forwarding(level: int | None = None, secrets: Collection[str] = ()) -> int | None:
+    """Begin to forward dlt's records to the run that this is called in, for a pipeline that runs on this thread.
+
+    Never raises. On one thread, what began last counts until it is stopped.
+
+    Args:
+        level: Lowest level of the run's records; by default that of the run around it, or else dlt's.
+        secrets: Values that no record may hold; what is added to them later counts too.
+
+    Returns:
+        What to stop it with; None outside of a Prefect run, where nothing begins.
+    """
+    run_ids = current_run_ids()
+    if run_ids is None:
+        return None
+    try:
+        return _forwarder.start(run_ids, level, secrets)
+    except Exception as error:  # noqa: BLE001 - no log is worth a load
+        logger.warning("What dlt logs cannot be forwarded\n%s", redacted_traceback(error, resolved_secrets()))
+        return None
+
+
+def stop_forwarding(key: int | None) -> None:
+    """End what `start_forwarding` began; may be called twice."""
+    if key is not None:
+        _forwarder.stop(key)
+
+
+def keep_console() -> None:
+    """Keep dlt's lines in the terminal, and its format out of Prefect's, when Prefect's handler is on dlt's logger.
+
+    `PREFECT_LOGGING_EXTRA_LOGGERS=dlt` puts it there, and dlt takes the first handler that it finds for its own: it
+    then makes none for the terminal, and gives Prefect's, which serves all of Prefect's loggers, a format of its own.
+    """
+    _give_dlt_a_handler(logging.getLogger("dlt"))
+
+
+def current_run_ids() -> RunIds | None:
+    """Return flow run and task run of the run that this is called in; None outside of one."""
+    task, flow = TaskRunContext.get(), FlowRunContext.get()
+    flow_run_id = flow.flow_run.id if flow is not None and flow.flow_run is not None else None
+    # A flow that is called in a task still has that task's context, which is another flow run's.
+    if task is not None and flow_run_id in (None, task.task_run.flow_run_id):
+        return task.task_run.flow_run_id, task.task_run.id
+    return None if flow_run_id is None else (flow_run_id, None)
+
+
+@dataclass
+class _Run:
+    """A run whose records are forwarded.
+
+    Attributes:
+        key: What it is stopped with.
+        owner: Ident of the thread that runs its pipeline; dlt names its own threads after it.
+        run_ids: Where its records go.
+        level: Lowest level of its records; None for dlt's.
+        secrets: Values that no record may hold.
+        context: Where threads without a context of their own take Prefect's settings from.
+        seen: Secrets that were known at some time, in common with the run around it.
+    """
+
+    key: int
+    owner: int
+    run_ids: RunIds
+    level: int | None
+    secrets: Collection[str]
+    context: contextvars.Context
+    seen: set[str]
+
+    # dlt's list of resolved values, and how many of them have been looked at. One attribute: threads come and go.
+    _looked_at: tuple[list[Any], int] = field(default_factory=lambda: (list[Any](), 0), repr=False)
+
+    def known_secrets(self) -> set[str]:
+        """Return the secrets that are known by now; dlt forgets its own at the end of a trace."""
+        values, (known, first) = get_resolved_traces().resolved_traces, self._looked_at
+        if values is not known:
+            first = 0
+        count = len(values)
+        if count > first:
+            # Looking takes longer than all else that is done to a record, so each value is looked at once.
+            self.seen.update(resolved_secrets(first))
+        self._looked_at = values, count
+        self.seen.update(self.secrets)
+        return self.seen.copy()
+
+
+class _Forwarder(APILogHandler):
+    """Sends dlt's records to Prefect's API; it stands first on dlt's logger while there are runs to forward for.
+
+    dlt takes the first handler that it finds, so this one notices when dlt sets its logger up again. It also masks
+    records, and marks them as sent, before other handlers see them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._keys = itertools.count(1)
+        self._changing = threading.RLock()
+        # Replaced as a whole at each change: records are looked up without the lock.
+        self._runs: tuple[_Run, ...] = ()
+        self._logger: logging.Logger | None = None
+        self._dlt_level = logging.NOTSET
+        self._set_level: int | None = None
+
+    def start(self, run_ids: RunIds, level: int | None, secrets: Collection[str]) -> int | None:
+        keep_console()
+        # dlt's logger has the name of its run context. Asking for it makes dlt set the logger up, if it has not yet.
+        dlts = logging.getLogger(active_run_context().name)
+        if dlts is logging.getLogger():
+            return None
+        around = self._run_of(run_ids)
+        if level is None and around is not None:
+            level = around.level
+        seen = set[str]() if around is None else around.seen
+        context = contextvars.copy_context()
+        run = _Run(next(self._keys), threading.get_ident(), run_ids, level, secrets, context, seen)
+        with self._changing:
+            self._runs = (*self._runs, run)
+            self._attach(dlts)
+            self._apply_levels()
+        return run.key
+
+    def stop(self, key: int) -> None:
+        with self._changing:
+            for run in self._runs:
+                if run.key == key:
+                    run.known_secrets()  # for the run around it
+            self._runs = tuple(run for run in self._runs if run.key != key)
+            self._apply_levels()
+            if not self._runs:
+                self._detach()
+
+    def start_anew(self) -> None:
+        """Drop all runs, in a process that was forked from the one they go on in."""
+        # The fork has copied the lock as it was at that moment.
+        self._changing = threading.RLock()
+        self._runs = ()
+        self._apply_levels()
+        self._detach()
+
+    @override
+    def setFormatter(self, fmt: logging.Formatter | None) -> None:
+        """Called by dlt when it has just set its level; the format is for the handler that dlt would have found."""
+        with self._changing:
+            if self._logger is None:
+                return
+            handler = next(iter(_others(self._logger)), None) or _add_console(self._logger)
+            if handler.formatter is None or _is_dlts(handler.formatter):
+                handler.setFormatter(fmt)
+            self._set_level = None
+            self._apply_levels()
+
+    @override
+    def format(self, record: logging.LogRecord) -> str:
+        # Not by the formatter that it may have been given: dlt's JSON format is given to each handler there is.
+        return _PLAIN.format(record)
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            run, run_ids, context = self._place()
+            if run_ids is None or not getattr(record, "send_to_api", True):
+                return
+            # Prefect's own handler, which comes later where the settings ask for it, must not send it a second time.
+            record.send_to_api = False
+            _mask(record, run.known_secrets() if run else resolved_secrets())
+            log = copy.copy(record)
+            log.flow_run_id, log.task_run_id = run_ids
+            log.send_to_api = True
+            context.run(super().emit, log)
+        except Exception:  # noqa: BLE001, S110 - no log is worth a load, and what logging would print is not masked
+            pass
+
+    def _place(self) -> tuple[_Run | None, RunIds | None, contextvars.Context]:
+        """Return what a record of this thread belongs to, and the context to send it in."""
+        run_ids = current_run_ids()
+        run = self._run_of(run_ids)
+        if run_ids is not None:
+            return run, run_ids, contextvars.copy_context()
+        if run is not None:
+            return run, run.run_ids, run.context.copy()
+        # A thread of nobody's: no task can be told, but often the flow run can.
+        runs = self._runs
+        if runs and len({flow_run_id for flow_run_id, _ in (run.run_ids for run in runs)}) == 1:
+            return runs[0], (runs[0].run_ids[0], None), runs[0].context.copy()
+        return None, None, contextvars.copy_context()
+
+    def _run_of(self, run_ids: RunIds | None) -> _Run | None:
+        """Return the run of this thread: its owner's, or else that of the flow around its task."""
+        runs, owner = tuple(reversed(self._runs)), _owner()
+        flow_run = (run_ids[0], None) if run_ids is not None else None
+        return next((run for run in runs if run.owner == owner), None) or next(
+            (run for run in runs if run.run_ids == flow_run), None
+        )
+
+    def _is_wanted(self, record: logging.LogRecord) -> bool:
+        """Tell whether a record is at the level of its run, when the logger is at the lowest of all."""
+        if self._set_level is None:
+            return True
+        run = self._run_of(current_run_ids())
+        return record.levelno >= (self._dlt_level if run is None or run.level is None else run.level)
+
+    def _apply_levels(self) -> None:
+        if self._logger is None:
+            return
+        asked = [run.level for run in self._runs if run.level is not None]
+        if asked:
+            if self._set_level is None:
+                self._dlt_level = self._logger.level
+            self._set_level = min(self._dlt_level, *asked)
+            self._logger.setLevel(self._set_level)
+        elif self._set_level is not None:
+            if self._logger.level == self._set_level:
+                self._logger.setLevel(self._dlt_level)
+            self._set_level = None
+
+    def _attach(self, dlts: logging.Logger) -> None:
+        if self._logger is not dlts:
+            self._detach()
+        self._logger = dlts
+        dlts.handlers = [self, *(handler for handler in dlts.handlers if handler is not self)]
+        dlts.addFilter(self._is_wanted)
+
+    def _detach(self) -> None:
+        if self._logger is not None:
+            self._logger.removeFilter(self._is_wanted)
+            self._logger.removeHandler(self)
+            self._logger = None
+
+
+_forwarder = _Forwarder()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forwarder.start_anew)
+
+
+def _owner() -> int:
+    """Return the ident of the thread that this one works for, as dlt names it, or else its own."""
+    name = re.match(r"dlt-pool-(\d+)-", threading.current_thread().name)
+    return int(name[1]) if name else threading.get_ident()
+
+
+def _mask(record: logging.LogRecord, secrets: set[str]) -> None:
+    """Mask secrets in a record, for all handlers; one without secrets stays as it is."""
+    message = record.getMessage()
+    masked = redact(message, secrets)
+    if masked != message:
+        record.msg, record.args = masked, None
+    if record.exc_info and not record.exc_text:
+        record.exc_text = _PLAIN.formatException(record.exc_info)
+    if record.exc_text:
+        masked = redact(record.exc_text, secrets)
+        if masked != record.exc_text:
+            # Without the error itself, no handler can write its text anew.
+            record.exc_text, record.exc_info = masked, None
+    if record.stack_info:
+        record.stack_info = redact(record.stack_info, secrets)
+
+
+def _give_dlt_a_handler(dlts: logging.Logger) -> None:
+    prefects = [handler for handler in dlts.handlers if isinstance(handler, APILogHandler)]
+    taken = [handler for handler in prefects if _is_dlts(handler.formatter)]
+    if prefects and not _others(dlts) and (taken or not dlt_logger.is_logging()):
+        console = _add_console(dlts)
+        if taken:
+            console.setFormatter(taken[0].formatter)
+    for handler in taken:
+        handler.setFormatter(_PLAIN)
+
+
+def _add_console(dlts: logging.Logger) -> logging.Handler:
+    """Add the handler that dlt makes for itself when it finds none, before Prefect's."""
+    console = logging.StreamHandler()
+    first = [handler for handler in dlts.handlers if handler is _forwarder]
+    dlts.handlers = [*first, console, *(handler for handler in dlts.handlers if handler is not _forwarder)]
+    return console
+
+
+def _others(dlts: logging.Logger) -> list[logging.Handler]:
+    """Return the handlers of a logger that are neither Prefect's nor ours."""
+    return [handler for handler in dlts.handlers if not isinstance(handler, APILogHandler)]
+
+
+def _is_dlts(formatter: logging.Formatter | None) -> bool:
+    return type(formatter).__module__.startswith("dlt.")

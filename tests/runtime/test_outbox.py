@@ -1,0 +1,194 @@
+"""What is sent next, what is dropped when too much waits, and what a run is told."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from prefect_dlt import outbox as module
+from prefect_dlt.outbox import Draft, Letter, Outbox, Place
+
+RUN = (UUID(int=1), UUID(int=2))
+OTHER = (UUID(int=1), UUID(int=3))
+
+
+def place(key: str, run: Any = RUN) -> Place:
+    return Place(key, *run)
+
+
+def draft(text: str = "x") -> Draft:
+    return Draft("markdown", "One line", text)
+
+
+def shown(letters: list[Letter]) -> dict[str, Any]:
+    return {letter.artifact.place.key: letter.draft.data for letter in letters}
+
+
+def test_reports_go_at_once_and_progress_one_at_a_time_in_turn() -> None:
+    outbox = Outbox()
+    for component in range(8):
+        outbox.put(place(f"part-{component}", (None, uuid4())), draft(), live=True)
+    for report in range(3):
+        outbox.put(place(f"report-{report}"), draft(), live=False)
+
+    first = outbox.take_letters(live=True, hurry=())
+    outbox.sent(first)
+    assert set(shown(first)) == {"report-0", "report-1", "report-2", "part-0"}
+    outbox.put(place("part-1", (None, None)), draft(), live=True)
+    following = [key for _ in range(7) for key in shown(outbox.take_letters(live=True, hurry=()))]
+
+    assert following == [f"part-{component}" for component in range(1, 8)]
+
+
+def test_progress_waits_while_its_turn_has_not_come_and_goes_when_its_run_ends() -> None:
+    outbox = Outbox()
+    for run in (RUN, OTHER):
+        outbox.put(place("load", run), draft(), live=True)
+
+    assert outbox.take_letters(live=False, hurry=()) == []
+    assert [letter.run for letter in outbox.take_letters(live=False, hurry=[OTHER])] == [OTHER]
+
+
+def test_progress_that_takes_the_place_of_a_first_state_is_as_urgent() -> None:
+    outbox = Outbox()
+    outbox.put(place("load"), draft("first"), live=False)
+    outbox.put(place("load"), draft("second"), live=True)
+
+    assert shown(outbox.take_letters(live=False, hurry=())) == {"load": "second"}
+
+
+def test_a_draft_that_comes_back_never_takes_the_place_of_a_newer_one() -> None:
+    outbox = Outbox()
+    outbox.put(place("load"), draft("old"), live=False)
+    taken = outbox.take_letters(live=True, hurry=())
+    outbox.put(place("load"), draft("new"), live=True)
+
+    outbox.returned(taken)
+
+    assert shown(outbox.take_letters(live=False, hurry=())) == {"load": "new"}
+    assert outbox.take_letters(live=True, hurry=()) == []
+
+
+def test_what_a_run_puts_after_its_end_is_another_version_and_what_waits_stays_with_the_first() -> None:
+    outbox = Outbox()
+    for run in (RUN, OTHER):
+        outbox.put(place("load", run), draft("first"), live=False)
+    outbox.forget(RUN)
+    for run in (RUN, OTHER):
+        outbox.put(place("load", run), draft("second"), live=False)
+
+    letters = outbox.take_letters(live=True, hurry=())
+
+    assert sorted((letter.run, letter.draft.data) for letter in letters) == [
+        (RUN, "first"),
+        (RUN, "second"),
+        (OTHER, "second"),
+    ]
+    assert len({letter.artifact.mark for letter in letters}) == 3
+
+
+def test_a_run_is_told_of_what_has_not_been_sent_and_nobody_is_told_twice() -> None:
+    outbox = Outbox()
+    outbox.put(place("summary"), draft(), live=False)
+    outbox.emit("{}", RUN)
+    outbox.emit("{}", None)
+    outbox.ask(lambda _client: None, RUN)
+    outbox.put(place("other", OTHER), draft(), live=False)
+
+    assert outbox.is_pending(RUN, outbox.now())
+    assert outbox.tell(RUN, outbox.now()) == ["summary", "2 events"]
+    assert outbox.untold() == ["other"]
+
+
+def test_what_is_under_way_is_pending_until_it_is_sent() -> None:
+    outbox = Outbox()
+    outbox.put(place("summary"), draft(), live=False)
+    taken = outbox.take_letters(live=True, hurry=())
+
+    assert outbox.tell(RUN, outbox.now()) == ["summary"]
+    outbox.sent(taken)
+    assert not outbox.is_pending(RUN, outbox.now())
+
+
+def test_what_is_put_later_is_not_waited_for() -> None:
+    outbox = Outbox()
+    until = outbox.now()
+    outbox.put(place("summary"), draft(), live=False)
+
+    assert not outbox.is_pending(RUN, until)
+
+
+def test_however_long_the_api_is_away_memory_is_bounded_and_progress_goes_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MOST_BYTES", 1_000_000)
+    outbox = Outbox()
+    for number in range(100):
+        outbox.put(place(f"progress-{number:03}"), draft("p" * 4_000), live=True)
+        outbox.put(place(f"report-{number:03}"), draft("r" * 8_000), live=False)
+
+    waiting = shown(outbox.take_letters(live=False, hurry=[RUN]))
+
+    assert sum(map(len, waiting.values())) < 1_000_000
+    assert [key for key in waiting if key.startswith("report")] == [f"report-{number:03}" for number in range(100)]
+    lost = outbox.tell(RUN, 0)
+    assert lost[0] == "progress-000"
+    assert not set(lost) & set(waiting)
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_as_many_drafts_wait_as_may(monkeypatch: pytest.MonkeyPatch, live: bool) -> None:
+    monkeypatch.setattr(module, "MOST_DRAFTS", 10)
+    outbox = Outbox()
+    for number in range(25):
+        outbox.put(place(f"key-{number:02}", (None, uuid4())), draft(), live=live)
+
+    assert set(shown(outbox.take_letters(live=False, hurry=[]))) == (
+        set() if live else {f"key-{number}" for number in range(15, 25)}
+    )
+    assert len(outbox.untold()) == 25
+
+
+def test_events_are_bounded_in_number_and_bytes_and_the_oldest_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_EVENTS", 100)
+    monkeypatch.setattr(module, "MOST_BYTES", 1_000)
+    outbox = Outbox()
+    for number in range(300):
+        outbox.emit(f"{number:050}", RUN)
+
+    assert [int(event.text) for event in outbox.take_events()] == list(range(280, 300))
+    assert outbox.tell(RUN, 300) == ["300 events"]
+
+
+def test_a_batch_of_events_is_bounded_and_one_that_is_larger_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH_BYTES", 100)
+    outbox = Outbox()
+    for size in (40, 40, 40, 400, 1):
+        outbox.emit("x" * size, RUN)
+
+    batches = [[len(event.text) for event in outbox.take_events()] for _ in range(4)]
+
+    assert batches == [[40, 40], [40], [400], [1]]
+
+
+def test_what_was_dropped_and_then_put_again_and_sent_is_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_DRAFTS", 1)
+    outbox = Outbox()
+    outbox.put(place("load"), draft(), live=True)
+    outbox.put(place("other"), draft(), live=False)
+    outbox.put(place("load"), draft(), live=False)
+
+    outbox.sent(outbox.take_letters(live=True, hurry=()))
+
+    assert outbox.tell(RUN, outbox.now()) == ["other"]
+
+
+def test_ids_of_runs_that_never_ended_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_ARTIFACTS", 10)
+    outbox = Outbox()
+    for _ in range(50):
+        outbox.put(place("load", (uuid4(), None)), draft(), live=False)
+
+    assert len(outbox._artifacts) == 10
