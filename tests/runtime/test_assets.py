@@ -14,7 +14,6 @@ import pytest
 from dlt.common.pipeline import ExtractInfo, LoadInfo
 from dlt.common.schema import Schema
 from dlt.common.storages.load_package import LoadJobInfo, LoadPackageInfo, ParsedLoadJobFileName
-from dlt.pipeline.exceptions import PipelineStepFailed
 from dlt.pipeline.pipeline import Pipeline
 from dlt.pipeline.trace import PipelineStepTrace
 from dlt.sources.sql_database import sql_database
@@ -94,16 +93,6 @@ class TestOfARun:
 
         assert upstream(materialized(keeper.record)["orders"]) == [f"sqlite://{tmp_path}/shop.db/orders"]
 
-    def test_a_table_that_was_not_loaded_is_none(self, pipeline: Callable[..., Pipeline], tmp_path: Path) -> None:
-        (tmp_path / "warehouse.duckdb").write_text("not a database", encoding="utf-8")
-        keeper = Keeper()
-
-        with pytest.raises(PipelineStepFailed):
-            pipeline(progress=keeper).run(shop())
-
-        assert keeper.record.error is not None
-        assert asset_events(keeper.record) == []
-
     def test_what_an_earlier_run_normalised_is_loaded_with_rows_unknown(
         self, pipeline: Callable[..., Pipeline]
     ) -> None:
@@ -145,36 +134,55 @@ class TestKeys:
         assert {Asset(key=key).key for key in keys} == keys
 
 
-def loaded(tables: dict[str, Table], address: str = "duckdb:////data/shop.duckdb", **known: Any) -> RunRecord:
-    """Return the record of a run that loaded these tables, one row each."""
+def job(table: str, state: Any = "completed_jobs") -> LoadJobInfo:
+    return LoadJobInfo(state, "", 1, datetime.now(timezone.utc), 0.0, ParsedLoadJobFileName(table, "1", 0, "jsonl"), "")
+
+
+def loaded(
+    tables: dict[str, Table],
+    address: str = "duckdb:////data/shop.duckdb",
+    kind: str = "duckdb",
+    state: Any = "loaded",
+    failed: tuple[str, ...] = (),
+    **known: Any,
+) -> RunRecord:
+    """Return the record of a run that loaded one file into each of these tables, as dlt tells of it."""
     now = datetime.now(timezone.utc)
-    record = RunRecord("shop", "duckdb", "shop_data", {}, now, tables_known=tables, **known)
-    done = [
-        LoadJobInfo("completed_jobs", "", 1, now, 0.0, ParsedLoadJobFileName(name, "1", 0, "jsonl"), "")
-        for name in tables
-    ]
-    jobs: Any = {"completed_jobs": done, "failed_jobs": []}
-    package = LoadPackageInfo("1", "", "loaded", Schema("shop"), {}, now, jobs)
-    info: Any = LoadInfo(
-        *(
-            None,
-            {},
-            "dlt.destinations.duckdb",
-            address,
-            "duckdb",
-            "",
-            "",
-            "",
-            "",
-            "",
-            "shop_data",
-            ["1"],
-            [package],
-            True,
-        )
-    )
+    record = RunRecord("shop", kind, "shop_data", {}, now, tables_known=tables, **known)
+    jobs: Any = {
+        "completed_jobs": [job(name) for name in tables],
+        "failed_jobs": [job(name, "failed_jobs") for name in failed],
+    }
+    package = LoadPackageInfo("1", "", state, Schema("shop"), {}, now, jobs)
+    where = (f"dlt.destinations.{kind}", address, "warehouse", "", "", "", "", "")
+    info: Any = LoadInfo(None, {}, *where, "shop_data", ["1"], [package], first_run=True)
     record.add_step(PipelineStepTrace("1", "load", now, now, info))
     return record
+
+
+TABLES = {name: Table(name, "shop", name, None, {}) for name in ("orders", "customers")}
+
+
+def test_a_package_that_was_not_loaded_to_its_end_has_no_assets() -> None:
+    assert asset_events(loaded(TABLES, state="normalized")) == []
+
+
+def test_a_table_with_a_failed_job_is_no_asset() -> None:
+    assert materialized(loaded(TABLES, failed=("orders",))).keys() == {"customers"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown", "place"),
+    [
+        ("bigquery", "loader@my-project.iam.gserviceaccount.com@my-project", "bigquery://my-project"),
+        ("destination", "<dlt.common.CredentialsConfiguration object at 0x7fca1bf189d0>", "destination://warehouse"),
+        ("motherduck", "", "motherduck://warehouse"),
+    ],
+)
+def test_a_destination_without_an_address_goes_by_its_project_or_its_name(kind: str, shown: str, place: str) -> None:
+    orders = materialized(loaded(TABLES, shown, kind))["orders"]
+
+    assert orders.resource["prefect.resource.id"] == f"{place}/shop_data/orders"
 
 
 def extracted(inputs: list[dict[str, Any]], dag: list[tuple[str, str]]) -> PipelineStepTrace:

@@ -14,7 +14,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.context import FlowRunContext, TaskRunContext
 
-from prefect_dlt import PrefectCollector
+from prefect_dlt import PrefectCollector, runner
 from tests.runtime.sources import shop
 
 GENEROUS = 60.0
@@ -116,3 +116,22 @@ def test_assets_can_be_left_out(pipeline: Callable[..., Pipeline], client: SyncP
     # Changes are sent after assets.
     wait_for(lambda: len(events_of(client, "dlt.schema.changed", of_run)) == 4)
     assert events_of(client, "prefect.asset.materialization.succeeded", of_run) == []
+
+
+def test_changes_of_what_was_pending_and_of_what_is_new_are_told_both(
+    pipeline: Callable[..., Pipeline], client: SyncPrefectClient
+) -> None:
+    pipeline().extract([{"id": 1}], table_name="orders")
+
+    @flow
+    def main() -> str:
+        context = FlowRunContext.get()
+        assert context is not None
+        assert context.flow_run is not None
+        runner(pipeline(progress=PrefectCollector())).run([{"id": 1}], table_name="customers")
+        return f"prefect.flow-run.{context.flow_run.id}"
+
+    of_run = main()
+
+    changed = wait_for(lambda: len(found := events_of(client, "dlt.schema.changed", of_run)) > 1 and found)
+    assert sorted(each["resource"]["dlt.table"] for each in changed) == ["customers", "orders"]

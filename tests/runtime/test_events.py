@@ -12,6 +12,7 @@ from prefect.server.events.schemas.automations import EventTrigger
 from prefect.server.events.schemas.events import Event as StoredEvent
 from prefect.settings import PREFECT_EVENTS_MAXIMUM_SIZE_BYTES
 
+from prefect_dlt import events as module
 from prefect_dlt.emitter import to_events
 from prefect_dlt.events import MOST_COLUMNS, EventDraft, schema_events
 from prefect_dlt.record import RunRecord
@@ -157,13 +158,15 @@ def test_many_tables_and_columns_stay_within_prefects_limits(tables: int, column
         assert event.payload["columns_without_resource"] == columns - len(event.related)
 
 
-def test_what_does_not_fit_is_left_out_and_counted() -> None:
-    (draft,) = schema_events(record_of({}, {"wide": table(*(column(f"{number:0>250}") for number in range(10_000)))}))
+def test_what_does_not_fit_is_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LARGEST_PAYLOAD", 20_000)
+    names = [f"{'ä' * 250}_{number}" for number in range(100)]
+
+    (draft,) = schema_events(record_of({}, {"wide": table(*map(column, names))}))
 
     (event,) = stored([draft])
-    assert event.size_bytes < PREFECT_EVENTS_MAXIMUM_SIZE_BYTES.value()
-    assert event.payload["columns_left_out"] > 0
-    assert len(event.payload["columns"]) + event.payload["columns_left_out"] == 10_000
+    assert 19_000 < len(json.dumps(event.payload["columns"], ensure_ascii=False).encode()) <= 20_000
+    assert len(event.payload["columns"]) + event.payload["columns_left_out"] == 100
 
 
 def test_what_breaks_readers_is_matched_first() -> None:
