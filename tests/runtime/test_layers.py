@@ -24,7 +24,7 @@ DECIDE = {
         "record",
         "redact",
     ),
-    *("report", "retry", "schema_changes"),
+    *("reasons", "report", "retry", "schema_changes"),
 }
 
 
