@@ -20,6 +20,7 @@ DECIDE = {
     "markdown",
     "outbox",
     "progress",
+    "reasons",
     "record",
     "redact",
     "report",

@@ -13,8 +13,9 @@ from dlt.pipeline.trace import PipelineStepTrace
 
 from prefect_dlt.diagrams import GRAPH_STYLE, TIMELINE_STYLE, lineage, timeline
 from prefect_dlt.keys import artifact_key
-from prefect_dlt.markdown import LONGEST_TABLE, cell, fence, shortened, span, table
+from prefect_dlt.markdown import LONGEST_TABLE, cell, fence, printable, shortened, span, table
 from prefect_dlt.progress import SHORTEST_RATE, rate_text
+from prefect_dlt.reasons import reason, reason_in_trace, text_of, without_tracebacks
 from prefect_dlt.record import FailedAttempt, Job, RunRecord, TableRow, Written, extracted, jobs, normalized, seconds_of
 from prefect_dlt.redact import redacted_traceback, redaction
 from prefect_dlt.schema_changes import ColumnChange, TableChange
@@ -33,6 +34,9 @@ KIBIBYTE = 1024
 
 LONGEST_HEADLINE = 200
 """Characters of an error in a headline."""
+
+NOT_ALL_LOADED = "The run failed: these rows were prepared, and not all of them are loaded."
+"""What is said of the tables of a run that failed."""
 
 Row = Mapping[str, str | int | float]
 
@@ -93,26 +97,26 @@ def summary(record: RunRecord) -> Report:
         {"Table": cell, "Rows": _as_it_is, "Seconds": _decimal},
         [{"Table": safe(row.name), "Rows": row.rows_text, "Seconds": round(row.seconds, 1)} for row in record.tables()],
     )
-    parts = [f"# {span(safe(record.pipeline_name))}: {outcome(record)}", headline(record)]
+    parts = [f"# {span(safe(record.pipeline_name))}: {outcome(record)}", _figures(record)]
     if record.error is not None:
-        parts += ["## Error", span(safe(one_line(record.error))[:LONGEST_MESSAGE])]
+        parts += ["## Error", *_error(record.error, safe)]
         parts += [record.failed_attempts[-1].next] if record.failed_attempts else []
     if stages := record.stages():
         rows = [(row.name, row.state, str(row.tries), f"{row.seconds:,.1f}") for row in stages]
         parts += ["## Stages", table(("Stage", "State", "Tries", "Seconds"), rows, right=(2, 3))]
         parts += [_drawing(timeline(record), TIMELINE_STYLE)]
     if tables.rows:
-        parts += ["## Tables", tables.text()]
+        parts += ["## Tables", NOT_ALL_LOADED if record.error is not None else "", tables.text()]
         if graph := lineage(record, {row.name: _with_rows(row, safe) for row in record.tables()}):
             parts += [_drawing(graph, GRAPH_STYLE)]
     if changed := _changes(record):
         parts += ["## Schema changes", _schema_overview(record, changed)]
     if record.failed_attempts:
         rows = [
-            (str(each.number), each.step, cell(safe(_behind(each.error))), f"{_seconds(each):,.1f}")
+            (str(each.number), each.step, f"{_seconds(each):,.1f}", cell(safe(reason(each.error))))
             for each in record.failed_attempts
         ]
-        parts += ["## Failed attempts", table(("Attempt", "Step", "Error", "Seconds"), rows, right=(0, 3))]
+        parts += ["## Failed attempts", table(("Attempt", "Step", "Seconds", "Error"), rows, right=(0, 2))]
     parts += _about(record, safe, record.load_ids)
     if record.error is not None:
         parts += ["## Traceback", fence(redacted_traceback(record.error, record.secrets))]
@@ -142,7 +146,7 @@ def stage_report(record: RunRecord, step: PipelineStepTrace) -> Report:
     line = f"{step.step} {ended} · {figures} · {took:,.1f} s"
     parts = [f"# {span(safe(record.pipeline_name))}: {step.step} {ended}", f"{figures} · {took:,.1f} s"]
     if step.step_exception:
-        parts += ["## Error", fence(safe(step.step_exception))]
+        parts += ["## Error", span(safe(reason_in_trace(step.exception_traces or (), step.step_exception)))]
     for detail in details:
         parts += [f"## {detail.headline}", detail.text()] if detail.rows else []
     parts += _about(record, safe, info.loads_ids if info else ())
@@ -157,7 +161,7 @@ def failure_report(record: RunRecord, attempt: FailedAttempt) -> Report:
     pending = "\n".join(f"- {span(safe(line))}" for line in attempt.pending)
     parts = [
         f"# {title}",
-        span(safe(_behind(attempt.error))[:LONGEST_MESSAGE]),
+        *_error(attempt.error, safe),
         "## What happens next",
         safe(attempt.next),
         "## What is pending",
@@ -166,8 +170,7 @@ def failure_report(record: RunRecord, attempt: FailedAttempt) -> Report:
         fence(redacted_traceback(attempt.error, record.secrets)),
         *_about(record, safe, ()),
     ]
-    error = shortened(" ".join(safe(_behind(attempt.error)).split()), LONGEST_HEADLINE)
-    line = f"{attempt.name.capitalize()} failed in {attempt.step} · {error}"
+    line = f"{attempt.name.capitalize()} failed in {attempt.step} · {_short_reason(attempt.error, safe)}"
     return Report(f"failed_attempt_{attempt.number}", line, _page(parts))
 
 
@@ -207,7 +210,8 @@ def schema_report(record: RunRecord) -> Report:
             for column in each.columns.values()
         ]
         header = ("Table", "Column", "Change", "Type", "Was")
-        parts += ["## Changed tables", table(header, rows, more=listed.where())]
+        wide = len(header) if any(row[-1] for row in rows) else len(header) - 1
+        parts += ["## Changed tables", table(header[:wide], [row[:wide] for row in rows], more=listed.where())]
     for each in new[:MOST_NEW_TABLES]:
         rows = [
             (cell(safe(column.column)), cell(safe(column.type)), _hints(column)) for column in each.columns.values()
@@ -223,12 +227,18 @@ def schema_report(record: RunRecord) -> Report:
 
 
 def headline(record: RunRecord) -> str:
-    """Return what a run did in one plain line."""
+    """Return what a run did, or why it failed, in one plain line."""
+    if record.error is None:
+        return _figures(record)
+    return _figures(record, _short_reason(record.error, redaction(record.secrets)))
+
+
+def _figures(record: RunRecord, *why: str) -> str:
     seconds = f"{record.seconds:,.1f} s"
     attempts = [f"{record.attempts} attempts"] if record.attempts > 1 else []
     if record.error is not None:
         where = f" in {record.error.step}" if isinstance(record.error, PipelineStepFailed) else ""
-        return " · ".join([f"Failed{where}", *attempts, seconds])
+        return " · ".join([f"Failed{where}", *why, *attempts, seconds])
     tables = record.tables()
     rows = sum(row.rows for row in tables)
     loaded = [_number(rows, "row"), _number(len(tables), "table"), seconds]
@@ -242,13 +252,6 @@ def text_table(tables: Sequence[TableRow]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [f"{name:<{widths[0]}}  {count:>{widths[1]}}  {seconds:>{widths[2]}}" for name, count, seconds in rows]
     return "\n".join(lines)
-
-
-def one_line(error: BaseException) -> str:
-    """Say what went wrong, without what dlt says around it: the step, the error behind it, and its message."""
-    if isinstance(error, PipelineStepFailed):
-        return f"{error.step}: {one_line(error.exception)}"
-    return f"{type(error).__name__}: {error}"
 
 
 def outcome(record: RunRecord) -> str:
@@ -336,17 +339,11 @@ def _loaded(record: RunRecord, found: Sequence[Job], safe: Callable[[str], str])
 
 def _failed_jobs(record: RunRecord, found: Sequence[Job], safe: Callable[[str], str]) -> _Table:
     rows: list[Row] = [
-        {"Table": safe(job.table), "File": safe(job.file), "Message": safe(_last_line(job.message))}
+        {"Table": safe(job.table), "Message": safe(without_tracebacks(job.message)), "File": safe(job.file)}
         for job in found
         if job.state == "failed"
     ]
-    return _Table(record, "failed_jobs", "Failed jobs", {"Table": cell, "File": cell, "Message": cell}, rows)
-
-
-def _last_line(message: str) -> str:
-    # dlt keeps the traceback of a failed job; what it ends with is the error.
-    lines = message.strip().splitlines()
-    return lines[-1] if lines and lines[0].startswith("Traceback") else message
+    return _Table(record, "failed_jobs", "Failed jobs", {"Table": cell, "Message": cell, "File": cell}, rows)
 
 
 def _about(record: RunRecord, safe: Callable[[str], str], load_ids: Sequence[str]) -> list[str]:
@@ -384,12 +381,15 @@ def _schema_overview(record: RunRecord, changed: Sequence[TableChange]) -> str:
         (
             cell(safe(each.table)),
             "new table" if each.is_new else "changed",
-            cell(safe(", ".join(f"{column.column} {column.type}" for column in _of_the_user(each)))),
+            f"all {len(each.columns):,}"
+            if each.is_new
+            else cell(safe(", ".join(f"{column.column} {column.type}" for column in _of_the_user(each)))),
         )
         for each in changed
     ]
-    where = f", in the artifact `{artifact_key(record.pipeline_name, 'schema_changes')}`"
-    return table(("Table", "Change", "Columns"), rows, more=where)
+    where = f"in the artifact `{artifact_key(record.pipeline_name, 'schema_changes')}`"
+    text = table(("Table", "Change", "Columns"), rows, more=f", {where}")
+    return f"{text}\n\nEach column with its type is {where}."
 
 
 def _drawing(text: str, style: str) -> str:
@@ -459,9 +459,15 @@ def _with_rows(row: TableRow, safe: Callable[[str], str]) -> str:
     return f"{safe(row.name)} · {row.rows_text} {'row' if row.rows_text == '1' else 'rows'}"
 
 
-def _behind(error: BaseException) -> str:
-    """Say what went wrong, without the step, where that is told beside it."""
-    return one_line(error.exception if isinstance(error, PipelineStepFailed) else error)
+def _error(error: BaseException, safe: Callable[[str], str]) -> list[str]:
+    """Return what went wrong, and what dlt says around it where that is more."""
+    inner = error.exception if isinstance(error, PipelineStepFailed) else error
+    texts = dict.fromkeys((reason(error), text_of(inner)))
+    return [span(shortened(safe(text), LONGEST_MESSAGE)) for text in texts]
+
+
+def _short_reason(error: BaseException, safe: Callable[[str], str]) -> str:
+    return shortened(printable(" ".join(safe(reason(error)).split())), LONGEST_HEADLINE)
 
 
 def _number(count: int, noun: str) -> str:

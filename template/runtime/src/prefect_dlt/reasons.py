@@ -1,0 +1,62 @@
+"""What an error comes down to: the exception of the source or the destination, without what dlt puts around it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from dlt.load.exceptions import LoadClientJobException
+from dlt.pipeline.exceptions import PipelineStepFailed
+
+# From the first traceback in a text to the last, up to the name of the exception that it ends with.
+_TRACEBACKS = re.compile(
+    r"Traceback \(most recent call last\):\n(?:[\s\S]*^Traceback \(most recent call last\):\n)?"
+    r"(?:[ \t].*\n|\n)*(?:\w+\.)*",
+    re.MULTILINE,
+)
+
+
+def reason(error: BaseException) -> str:
+    """Return type and message of the exception behind an error: that of a driver or of the user's code, if known.
+
+    dlt raises its own from it, which says where it happened rather than what.
+    """
+    while (cause := _behind(error)) is not None:
+        error = cause
+    return text_of(error)
+
+
+def reason_in_trace(traces: Sequence[Mapping[str, Any]], otherwise: str) -> str:
+    """Return the same of a step in dlt's trace, which has texts only.
+
+    Args:
+        traces: The step's `exception_traces`, the outermost first.
+        otherwise: What to return when they are empty.
+    """
+    found = [each for each in traces if not str(each.get("exception_type")).endswith("PipelineStepFailed")]
+    if not found:
+        return without_tracebacks(otherwise)
+    # Behind the user's own exception there may be others, which say less of what was tried.
+    last = next((each for each in found if not str(each.get("exception_type")).startswith("dlt.")), found[0])
+    name = str(last.get("exception_type")).rpartition(".")[2]
+    return f"{name}: {without_tracebacks(str(last.get('message')))}"
+
+
+def text_of(error: BaseException) -> str:
+    """Return type and message of an error."""
+    return f"{type(error).__name__}: {without_tracebacks(str(error))}"
+
+
+def without_tracebacks(text: str) -> str:
+    """Return a text with what a traceback in it ends with in its place; dlt puts whole ones into its messages."""
+    return _TRACEBACKS.sub("", text).strip()
+
+
+def _behind(error: BaseException) -> BaseException | None:
+    if isinstance(error, PipelineStepFailed):
+        return error.exception
+    if isinstance(error, LoadClientJobException):
+        # It is unknown when a job failed in an earlier run.
+        return cast("BaseException | None", error.client_exception)
+    return error.__cause__ if type(error).__module__.startswith("dlt.") else None

@@ -1,0 +1,84 @@
+"""What an error comes down to: the words of the source or the destination, whatever dlt puts around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import dlt
+import duckdb
+import pytest
+from dlt.pipeline.exceptions import PipelineStepFailed
+from dlt.pipeline.pipeline import Pipeline
+
+from prefect_dlt.reasons import reason, reason_in_trace, text_of, without_tracebacks
+
+CHAIN = """\
+Job failed with message: Traceback (most recent call last):
+  File "client.py", line 532, in wrap
+    return (yield from f())
+            ^^^^^^^^^^^^^^
+driver.ConstraintException: NOT NULL constraint failed: contacts.email
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "client.py", line 568, in run_managed
+    self.run()
+dlt.destinations.exceptions.DatabaseTerminalException: NOT NULL constraint failed: contacts.email
+. The job is pending."""
+
+
+def failure_of(run: Callable[[], object]) -> PipelineStepFailed:
+    with pytest.raises(PipelineStepFailed) as caught:
+        run()
+    return caught.value
+
+
+def in_trace(pipeline: Pipeline) -> str:
+    assert pipeline.last_trace is not None
+    step = next(each for each in pipeline.last_trace.steps if each.step_exception)
+    return reason_in_trace(step.exception_traces, "")
+
+
+def test_the_error_of_a_source_is_told_in_its_own_words(pipeline: Callable[..., Pipeline]) -> None:
+    @dlt.resource
+    def orders() -> Iterator[dict[str, int]]:
+        yield {"id": 1}
+        raise ConnectionError("the source is down")
+
+    shop = pipeline()
+    error = failure_of(lambda: shop.run(orders))
+
+    assert "ResourceExtractionError" in text_of(error.exception)
+    assert reason(error) == in_trace(shop) == "ConnectionError: the source is down"
+
+
+def test_a_job_that_the_database_refused_is_told_in_the_words_of_the_driver(pipeline: Callable[..., Pipeline]) -> None:
+    shop = pipeline()
+    shop.run([{"id": 1, "email": "a@example.com"}], table_name="contacts")
+    with duckdb.connect(shop.sql_client().credentials.database) as connection:  # type: ignore[attr-defined]
+        connection.execute(f"ALTER TABLE {shop.dataset_name}.contacts ALTER COLUMN email SET NOT NULL")
+    error = failure_of(lambda: shop.run([{"id": 2, "email": None}], table_name="contacts"))
+
+    assert "Traceback" in str(error)
+    words = "ConstraintException: Constraint Error: NOT NULL constraint failed: contacts.email"
+    assert reason(error) == in_trace(shop) == words
+
+
+def test_an_error_of_the_users_own_is_told_as_it_is() -> None:
+    error = ValueError("no")
+    error.__cause__ = KeyError("id")
+
+    assert reason(error) == text_of(error) == "ValueError: no"
+
+
+def test_of_tracebacks_in_a_text_only_what_they_end_with_is_left() -> None:
+    assert without_tracebacks(CHAIN) == (
+        "Job failed with message: DatabaseTerminalException: NOT NULL constraint failed: contacts.email\n"
+        ". The job is pending."
+    )
+    assert without_tracebacks("a.b: nothing to leave out") == "a.b: nothing to leave out"
+
+
+def test_a_trace_without_exceptions_is_told_by_its_text() -> None:
+    assert reason_in_trace([], CHAIN) == without_tracebacks(CHAIN)
