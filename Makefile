@@ -21,7 +21,7 @@ READY := .venv/.ready
 PYTHON_OF_ENV = $$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
 help: ## List the targets
-	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "make %-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "make %-16s %s\n", $$1, $$2 }'
 
 demo: $(OWN_UV) ## Scaffold a project with default answers and load the demo's data in it
 	@"$(UV)" run --quiet --no-project --python '$(PYTHON)' scripts/demo.py load
@@ -36,6 +36,9 @@ test: $(READY) ## Run the whole suite, then the runtime's on the oldest and the 
 
 quick: $(READY) ## Run the suite's quick tests on this Python only; pytest's options go in ARGS
 	@$(IN_ENV) pytest -m 'not slow' $(ARGS)
+
+bench-collector: $(READY) ## Measure what the collector costs a load, with the API up, slow, hanging and down
+	@$(IN_ENV) python -m benchmarks.collector $(ARGS)
 
 check: $(READY) ## Lint, check the format and the types, run the pre-commit hooks
 	@$(IN_ENV) ruff check .
@@ -64,7 +67,7 @@ constraints: $(OWN_UV) ## Write the newest versions that resolve to constraints/
 clean: ## Remove every environment and cache, and the demo
 	rm -rf .venv .venvs .tools demo .pytest_cache .ruff_cache build dist
 
-.PHONY: help demo demo-ui setup test quick check format hooks constraints clean
+.PHONY: help demo demo-ui setup test quick bench-collector check format hooks constraints clean
 
 $(READY): Makefile pyproject.toml template/runtime/pyproject.toml $(wildcard constraints/*.txt) | $(OWN_UV)
 	@echo "Installing the development environment into .venv ..."

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import runpy
+import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,7 @@ LANGUAGES = {".py": "python", ".yaml": "yaml"}
 
 GENEROUS = 60.0
 """Seconds to wait for what the server does within one or two when the machine has nothing else to do."""
+HOOK = "/services/T00000000/B00000000/abcdefghijklmnop"
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "no_active_pipeline")
 
@@ -47,7 +52,7 @@ def test_collector_in_a_task() -> None:
     assert query("shop.duckdb", "SELECT count(*) FROM shop_data.orders") == [(500,)]
     with get_client(sync_client=True) as client:
         told = {artifact.key: artifact.description or "" for artifact in client.read_artifacts()}
-    assert told["orders-extract"].startswith("extract · 1 of 1 resources · 500 rows")
+    assert told["orders-extract"].startswith("extract · 1 of 1 resource · 500 rows")
     assert told["orders-normalize"].startswith("normalize · ")
     assert told["orders-load"].startswith("load · ")
     assert told["orders-summary"].startswith("Loaded · 500 rows")
@@ -73,6 +78,49 @@ def test_collector_with_hooks(caplog: pytest.LogCaptureFixture) -> None:
     assert "Retry 1 of orders, not the last one, after PipelineStepFailed" in told
     assert any(line.startswith("Schema orders, table orders: id, amount") for line in told)
     assert "Pipeline orders loaded" in told
+
+
+@pytest.fixture
+def slack(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """A web server in the place of Slack, whose address the configuration names; what is posted to it, and where."""
+    posted: list[tuple[str, dict[str, Any]]] = []
+
+    class Slack(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posted.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slack) as server:
+        monkeypatch.setenv("RUNTIME__SLACK_INCOMING_HOOK", f"http://127.0.0.1:{server.server_port}{HOOK}")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield posted
+        server.shutdown()
+
+
+def test_slack_on_schema_change(slack: list[tuple[str, dict[str, Any]]]) -> None:
+    run("slack_on_schema_change")
+    run("slack_on_schema_change")  # changes nothing
+
+    told = "*orders* has changed schema `orders`\n`orders`: id, amount, _dlt_load_id, _dlt_id"
+    assert slack == [(HOOK, {"text": told, "mrkdwn": True})]
+
+
+def test_slack_that_does_not_answer_costs_no_load_and_its_hook_stays_secret(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RUNTIME__SLACK_INCOMING_HOOK", f"http://127.0.0.1:{unused.getsockname()[1]}{HOOK}")
+        run("slack_on_schema_change")
+
+    assert query("shop.duckdb", "SELECT count(*) FROM shop_data.orders") == [(2,)]
+    (text,) = [line for line in caplog.messages if "on_schema_change raised" in line]
+    assert "Connection refused" in text
+    assert HOOK not in text
 
 
 def test_decomposed_flow(capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,6 +198,16 @@ def events(client: SyncPrefectClient, name: str, related: str) -> list[dict[str,
     """Return the events with this name that a resource has to do with."""
     chosen = {"event": {"name": [name]}, "any_resource": {"id": [related]}}
     return client.request("POST", "/events/filter", json={"filter": chosen, "limit": 50}).json()["events"]
+
+
+@pytest.mark.slow
+def test_loads_in_processes(capsys: pytest.CaptureFixture[str]) -> None:
+    run("loads_in_processes")
+
+    printed = capsys.readouterr().out
+    for name in ("paris", "rome"):
+        assert query(f"{name}_orders.duckdb", "SELECT count(*) FROM shop_data.orders") == [(2,)]
+        assert f"Pipeline {name} load step finished" in printed
 
 
 def test_each_example_has_a_test() -> None:

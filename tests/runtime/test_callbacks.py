@@ -287,7 +287,7 @@ def test_a_collector_travels_with_its_settings_and_without_the_run_it_was_in(
         assert isinstance(twin.logger, logging.LoggerAdapter)
         assert twin.logger.logger is logging.getLogger("mine")
         assert twin.logger.extra == {"run": "first"}
-        assert (twin._record, twin._progress, twin._last_trace, twin._tables_before) == (None, None, None, {})
+        assert (twin._record, twin._progress, twin._last_trace, twin._columns) == (None, None, None, None)
         assert b"s3cret" not in data
 
 

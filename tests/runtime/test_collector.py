@@ -23,6 +23,7 @@ from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.client.schemas.objects import Artifact
+from prefect.client.schemas.sorting import ArtifactSort
 from prefect.context import FlowRunContext, TaskRunContext
 from tenacity import Retrying, stop_after_attempt
 
@@ -266,6 +267,35 @@ class TestArtifacts:
         first, second = (artifacts_of(run)["shop-summary"] for run in runs)
         assert first.key == second.key
         assert first.id != second.id
+
+    def test_a_pipeline_and_its_copy_each_report_as_their_own(self, pipeline: Callable[..., Pipeline]) -> None:
+        runs: list[UUID] = []
+
+        @flow
+        def main() -> None:
+            runs.append(current_flow_run_id())
+            first = pipeline(progress=PrefectCollector(7.0))
+            first.run(shop())
+            # dlt copies the collector with the pipeline, here after a run.
+            other = first.drop(pipeline_name="other")
+            assert isinstance(other.collector, PrefectCollector)
+            assert other.collector is not first.collector
+            assert other.collector.log_period == 7.0
+            other.run([{"id": 1}], table_name="returns")
+            first.run([{"id": 9}, {"id": 10}], table_name="orders")
+
+        main()
+
+        with get_client(sync_client=True) as client:
+            found = client.read_artifacts(
+                artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=runs)),
+                sort=ArtifactSort.CREATED_DESC,
+            )
+        latest = {str(artifact.key): str(artifact.description) for artifact in reversed(found)}
+        assert latest["shop-summary"].startswith("Loaded · 2 rows")
+        assert latest["other-summary"].startswith("Loaded · 1 row")
+        for stage in ("extract", "normalize", "load"):
+            assert {f"shop-{stage}", f"other-{stage}"} <= set(latest)
 
     def test_progress_reaches_the_log_of_the_run(
         self, pipeline: Callable[..., Pipeline], caplog: pytest.LogCaptureFixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import subprocess
@@ -382,7 +383,7 @@ def test_no_secret_reaches_the_log_of_the_run_or_the_terminal(monkeypatch: pytes
         try:
             raise ConnectionError(f"{TOKEN} was refused by postgres://ada:{PASSWORD}@db/shop")
         except ConnectionError:
-            dlt_logger.warning("could not load", exc_info=True, stack_info=True)
+            dlt_logger.warning("could not load", exc_info=True, stack_info=True)  # password=in-the-stack
 
     @flow
     def main() -> None:
@@ -401,6 +402,7 @@ def test_no_secret_reaches_the_log_of_the_run_or_the_terminal(monkeypatch: pytes
     assert lines[0] == "asking with *** at postgres://ada:***@db/shop"
     assert lines[1].startswith("could not load\nTraceback")
     assert "ConnectionError: *** was refused by postgres://ada:***@db/shop" in lines[1]
+    assert "in-the-stack" not in lines[1]
     assert lines[2:] == ["done with ***", "2 rows"]
     assert written == lines
 
@@ -492,8 +494,10 @@ main()
 
 
 @pytest.mark.usefixtures("prefect_api")
-@pytest.mark.parametrize("extra_loggers", ["", "dlt"])
-def test_the_setting_changes_nothing_and_the_terminal_keeps_its_lines(extra_loggers: str) -> None:
+@pytest.mark.parametrize(
+    ("extra_loggers", "log_format"), [("", "JSON"), ("dlt", '{{"logger": "{name}", "msg": "{message}"}}')]
+)
+def test_settings_change_nothing_and_the_terminal_keeps_its_lines(extra_loggers: str, log_format: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         capture_output=True,
@@ -504,7 +508,7 @@ def test_the_setting_changes_nothing_and_the_terminal_keeps_its_lines(extra_logg
             "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
             "PREFECT_API_URL": str(PREFECT_API_URL.value()),
             "PREFECT_LOGGING_EXTRA_LOGGERS": extra_loggers,
-            "RUNTIME__LOG_FORMAT": "dlt's format: {message}",
+            "RUNTIME__LOG_FORMAT": log_format,
         },
     )
 
@@ -513,9 +517,9 @@ def test_the_setting_changes_nothing_and_the_terminal_keeps_its_lines(extra_logg
     flow_run_id, *task_run_ids = run_ids
     of_the_function = [f"{place} of function" for place in PLACES]
     assert lines_of(flow_run_id) == once(task_run_ids[0], *PLACES) + once(task_run_ids[1], *of_the_function)
-    terminal = [line for line in done.stderr.splitlines() if line.startswith("dlt's format: ")]
-    assert sorted(terminal) == sorted(f"dlt's format: {line}" for line in [*PLACES, *of_the_function])
+    terminal = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    assert sorted(line["msg"] for line in terminal if line["logger"] == "dlt") == sorted([*PLACES, *of_the_function])
     with get_client(sync_client=True) as client:
         others = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id])))
     assert "Prefect's own" in [line.message for line in others if line.name == "prefect.flow_runs"]
-    assert not [line.message for line in others if "dlt's format" in line.message]
+    assert not [line.message for line in others if '"msg"' in line.message]

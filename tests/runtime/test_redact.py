@@ -34,6 +34,15 @@ def test_the_password_of_an_address_is_masked(text: str, redacted: str) -> None:
     assert redact(text) == redacted
 
 
+def test_the_path_of_an_address_that_is_a_secret_is_masked_where_it_stands_alone() -> None:
+    hook = "https://hooks.example/services/T000/B000/hunter2"
+
+    assert redact("host='hooks.example': no answer from url: /services/T000/B000/hunter2 (Caused by", {hook}) == (
+        "host='hooks.example': no answer from url: *** (Caused by"
+    )
+    assert redact("see /status", {"https://hooks.example/status"}) == "see /status"
+
+
 @pytest.mark.parametrize(
     ("text", "redacted"),
     [

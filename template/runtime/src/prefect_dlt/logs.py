@@ -86,14 +86,22 @@ def start_forwarding(level: int | None = None, secrets: Collection[str] = ()) ->
     try:
         return _forwarder.start(run_ids, level, secrets)
     except Exception as error:  # noqa: BLE001 - no log is worth a load
-        logger.warning("What dlt logs cannot be forwarded\n%s", redacted_traceback(error, resolved_secrets()))
+        _warn(error)
         return None
 
 
 def stop_forwarding(key: int | None) -> None:
-    """End what `start_forwarding` began; may be called twice."""
-    if key is not None:
+    """End what `start_forwarding` began; may be called twice. Never raises."""
+    if key is None:
+        return
+    try:
         _forwarder.stop(key)
+    except Exception as error:  # noqa: BLE001 - no log is worth a load
+        _warn(error)
+
+
+def _warn(error: Exception) -> None:
+    logger.warning("What dlt logs cannot be forwarded\n%s", redacted_traceback(error))
 
 
 def keep_console() -> None:
@@ -115,7 +123,7 @@ def current_run_ids() -> RunIds | None:
     return None if flow_run_id is None else (flow_run_id, None)
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class _Run:
     """A run whose records are forwarded.
 
@@ -138,7 +146,7 @@ class _Run:
     seen: set[str]
 
     # dlt's list of resolved values, and how many of them have been looked at. One attribute: threads come and go.
-    _looked_at: tuple[list[Any], int] = field(default_factory=lambda: (list[Any](), 0), repr=False)
+    _looked_at: tuple[list[Any], int] = field(default_factory=lambda: (list[Any](), 0))
 
     def known_secrets(self) -> set[str]:
         """Return the secrets that are known by now; dlt forgets its own at the end of a trace."""
@@ -190,14 +198,14 @@ class _Forwarder(APILogHandler):
         return run.key
 
     def stop(self, key: int) -> None:
+        ending = [run for run in self._runs if run.key == key]
         with self._changing:
-            for run in self._runs:
-                if run.key == key:
-                    run.known_secrets()  # for the run around it
             self._runs = tuple(run for run in self._runs if run.key != key)
             self._apply_levels()
             if not self._runs:
                 self._detach()
+        for run in ending:
+            run.known_secrets()  # for the run around it
 
     def start_anew(self) -> None:
         """Drop all runs, in a process that was forked from the one they go on in."""
@@ -223,6 +231,17 @@ class _Forwarder(APILogHandler):
     def format(self, record: logging.LogRecord) -> str:
         # Not by the formatter that it may have been given: dlt's JSON format is given to each handler there is.
         return _PLAIN.format(record)
+
+    @override
+    def handle(self, record: logging.LogRecord) -> bool:
+        # Without the handler's lock: records do not touch each other, and dlt has locks of its own while it logs.
+        self.emit(record)
+        return True
+
+    @override
+    def flush(self) -> None:
+        # At the end of the process Prefect's own handler waits for what is queued; twice would be too long.
+        pass
 
     @override
     def emit(self, record: logging.LogRecord) -> None:
@@ -333,8 +352,11 @@ def _give_dlt_a_handler(dlts: logging.Logger) -> None:
         console = _add_console(dlts)
         if taken:
             console.setFormatter(taken[0].formatter)
-    for handler in taken:
-        handler.setFormatter(_PLAIN)
+    # dlt's JSON format is given to the handlers of all loggers.
+    for name in (dlts.name, "prefect.flow_runs", "prefect.task_runs"):
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, APILogHandler) and _is_dlts(handler.formatter):
+                handler.setFormatter(_PLAIN)
 
 
 def _add_console(dlts: logging.Logger) -> logging.Handler:

@@ -8,7 +8,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
-from urllib.parse import quote, quote_plus, unquote
+from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 from dlt.common.configuration.specs import ConnectionStringCredentials
 from dlt.common.configuration.specs.base_configuration import (
@@ -165,6 +165,10 @@ def _forms(secret: str) -> Iterator[str]:
     yield json.dumps(secret)[1:-1]
     yield quote(secret, safe="")
     yield quote_plus(secret)
+    # Of an address that is a secret, a web hook for example, the errors of HTTP clients name host and path apart.
+    path = urlsplit(secret).path if secret.startswith(("http://", "https://")) else ""
+    if len(path) >= SHORTEST_SURE_SECRET:
+        yield path
 
 
 def _matching(secret: str) -> str:
