@@ -128,7 +128,25 @@ def test_no_secret_is_in_an_event() -> None:
     assert "hunter2" not in text
 
 
-HOSTILE = ["a b", "a.b", 'a"b', "a/b", "%41", "*", "!x", "[a]", "{{ event }}", "ä", "表", "\x00", "\ud800", "x" * 5_000]
+HOSTILE = [
+    "a",
+    "c",
+    "a b",
+    "a.b",
+    "b.c",
+    'a"b',
+    "a/b",
+    "%41",
+    "*",
+    "!x",
+    "[a]",
+    "{{ event }}",
+    "ä",
+    "表",
+    "\x00",
+    "\ud800",
+    "x" * 5_000,
+]
 
 
 def test_any_name_makes_an_event_that_the_server_takes_and_an_id_of_its_own() -> None:
