@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
-from uuid import UUID
 
 from dlt.common.pipeline import SupportsPipeline
 from dlt.pipeline.trace import PipelineStepTrace
@@ -23,7 +22,7 @@ from prefect_dlt.events import schema_events
 from prefect_dlt.keys import artifact_key
 from prefect_dlt.logs import current_run_ids, keep_console, start_forwarding, stop_forwarding
 from prefect_dlt.progress import StageProgress
-from prefect_dlt.publisher import Draft, Place, publisher
+from prefect_dlt.publisher import Draft, Place, Run, publisher
 from prefect_dlt.record import FailedAttempt, RunRecord
 from prefect_dlt.report import Report, failure_report, schema_report, stage_report, summary
 from prefect_dlt.schema_changes import SchemaChanges
@@ -111,7 +110,8 @@ class PrefectCollector(CallbackCollector):
         if self._run_ids is None:
             return
         self._put(record, schema_report(record))
-        self._changed |= changed
+        for schema, changes in changed.items():
+            self._changed[schema] = {**self._changed.get(schema, {}), **changes}
 
     @override
     def attempt_failed(self, pipeline: SupportsPipeline, record: RunRecord, attempt: FailedAttempt) -> None:
@@ -127,10 +127,7 @@ class PrefectCollector(CallbackCollector):
             return
         self._measure(record)
         self._put(record, summary(record))
-        # Changes come last, when the tables are there to be looked at; of too many events, the first are dropped.
-        events = [*(asset_events(record) if self._assets else ()), *schema_events(record, self._changed)]
-        self._changed = {}
-        emit(events, self._resources, self._run_ids)
+        self._guard(self._emit_events, record, self._run_ids)
         sender = publisher()
         unsent = sender.flush(self._close_timeout, self._run_ids)
         sender.forget(self._run_ids)
@@ -141,6 +138,12 @@ class PrefectCollector(CallbackCollector):
                 sender.trouble or "no answer",
             )
         self._run_ids = None
+
+    def _emit_events(self, record: RunRecord, run: Run) -> None:
+        # Changes come last, when the tables are there to be looked at; of too many events, the first are dropped.
+        events = [*(asset_events(record) if self._assets else ()), *schema_events(record, self._changed)]
+        self._changed = {}
+        emit(events, self._resources, run)
 
     def _measure(self, record: RunRecord) -> None:
         if self._meter is not None:
@@ -176,7 +179,7 @@ class PrefectCollector(CallbackCollector):
     def _reset(self) -> None:
         super()._reset()
         self._forwarding: int | None = None
-        self._run_ids: tuple[UUID | None, UUID | None] | None = None
+        self._run_ids: Run | None = None
         self._meter: UsageMeter | None = None
         self._resources: list[RelatedResource] = []
         self._changed: dict[str, SchemaChanges] = {}

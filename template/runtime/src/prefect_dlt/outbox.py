@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 MOST_DRAFTS = 2_000
 """Drafts that wait at most; beyond that, the oldest is dropped, progress that another draft would follow first."""
 
-MOST_EVENTS = 2_000
+MOST_EVENTS = 5_000
 """Events that wait at most; beyond that, the oldest is dropped."""
 
 MOST_BYTES = 32_000_000
