@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import dlt
 import pytest
 from dlt.pipeline.exceptions import PipelineStepFailed
@@ -257,6 +258,16 @@ def test_a_task_loads_and_returns_dlts_own_info(pipeline: Callable[..., Pipeline
 
     assert load.name == "load shop"
     assert not info.has_failed_jobs
+    assert count(pipeline(), "orders") == 2
+
+
+def test_a_task_with_a_retry_policy_can_be_sent_to_another_process(pipeline: Callable[..., Pipeline]) -> None:
+    policy = Retrying(stop=stop_after_attempt(3), reraise=True)
+    load = create_run_pipeline_task(pipeline, shop, retry_policy=policy)
+
+    twin = cloudpickle.loads(cloudpickle.dumps(load))
+
+    assert not twin(resources=["orders"]).has_failed_jobs
     assert count(pipeline(), "orders") == 2
 
 
