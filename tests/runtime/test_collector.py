@@ -209,6 +209,23 @@ class TestArtifacts:
                 assert secret not in f"{artifact.key} {artifact.description} {artifact.data}"
         assert "401 for ***" in str(artifacts["shop-summary"].data)
 
+    def test_steps_that_are_called_one_by_one_leave_one_summary(self, pipeline: Callable[..., Pipeline]) -> None:
+        runs: list[UUID] = []
+
+        @flow
+        def main() -> None:
+            runs.append(current_flow_run_id())
+            shop_pipeline = pipeline(progress=PrefectCollector())
+            shop_pipeline.extract(shop())
+            shop_pipeline.normalize()
+            shop_pipeline.load()
+
+        main()
+
+        artifacts = artifacts_of(runs[0])
+        assert str(artifacts["shop-summary"].description).startswith("Loaded · 11 rows · 4 tables · ")
+        assert {"shop-extract-report", "shop-normalize-report", "shop-load-report"} < set(artifacts)
+
     def test_one_collector_given_to_two_pipelines_reports_each_as_itself(
         self, pipeline: Callable[..., Pipeline], tmp_path: Path
     ) -> None:

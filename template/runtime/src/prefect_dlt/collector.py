@@ -130,7 +130,9 @@ class PrefectCollector(CallbackCollector):
         self._guard(self._emit_events, record, self._run_ids)
         sender = publisher()
         unsent = sender.flush(self._close_timeout, self._run_ids)
-        sender.forget(self._run_ids)
+        if record is not self._by_steps:
+            # Steps that are called one by one go on with the same artifacts.
+            sender.forget(self._run_ids)
         if unsent:
             logger.warning(
                 "Not shown in Prefect: %s (%s). The run is not affected, and it is sent again while this process lives",

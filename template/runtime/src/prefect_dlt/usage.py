@@ -11,7 +11,7 @@ import psutil
 
 from prefect_dlt.record import Usage
 
-SHARE = 0.002
+SHARE = 0.001
 """Share of the run's time that measuring may take; the more processes there are, the rarer it is done."""
 
 SHORTEST_PERIOD = 1.0
