@@ -1,8 +1,9 @@
-"""Run the suite here, then the runtime's part of it on the oldest and the newest versions allowed.
+"""Run the suite here, and the runtime's part of it on the oldest and the newest versions allowed.
 
-The first run uses the environment this program runs in, which holds the tested versions of
-`constraints/`. The other two each get an environment of their own, in `.venvs`, with the built
-wheel. A Python that cannot be had is named in the summary, and is a failure when CI is set.
+The suite runs, in two halves, in the environment this program runs in, which holds the tested
+versions of `constraints/`. The oldest and the newest each get an environment of their own, in
+`.venvs`, with the built wheel. A Python that cannot be had is named in the summary, and is a
+failure when CI is set.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,15 +25,13 @@ PASSED, FAILED, NOT_TESTED = "passed", "FAILED", "NOT TESTED"
 
 @dataclass(frozen=True)
 class Variant:
-    """An environment the runtime's tests run in, apart from this one.
+    """Versions that the runtime's tests run on, in an environment of their own.
 
     Attributes:
-        title: What is tested, for the summary.
         python: Version of Python, as `major.minor`.
         resolution: Which of the allowed versions uv takes for direct dependencies.
     """
 
-    title: str
     python: str
     resolution: str
 
@@ -43,9 +41,28 @@ class Variant:
         return ROOT / ".venvs" / f"{self.python}-{self.resolution}"
 
 
-VARIANTS = (
-    Variant("runtime, oldest Python and oldest dependencies", "3.10", "lowest-direct"),
-    Variant("runtime, newest Python and newest dependencies", "3.13", "highest"),
+@dataclass(frozen=True)
+class Part:
+    """Tests that one pytest runs.
+
+    Attributes:
+        title: What is tested, for the summary.
+        folders: Where the tests are, in `tests`.
+        variant: What they run on; None for the environment this program runs in.
+    """
+
+    title: str
+    folders: tuple[str, ...]
+    variant: Variant | None = None
+
+
+HERE = f"Python {sys.version_info.major}.{sys.version_info.minor}, tested versions"
+# The longest first: two run at a time, and none should be left alone at the end.
+PARTS = (
+    Part(f"template, {HERE}", ("template",)),
+    Part(f"all others, {HERE}", ("docs", "runtime", "task_runners")),
+    Part("runtime, oldest Python and oldest dependencies", ("runtime",), Variant("3.10", "lowest-direct")),
+    Part("runtime, newest Python and newest dependencies", ("runtime",), Variant("3.13", "highest")),
 )
 
 
@@ -72,31 +89,34 @@ def make_environment(variant: Variant) -> str | None:
     return f"{FAILED}: its dependencies could not be installed" if installed.returncode else None
 
 
-def run_pytest(environment: Path, tests: str, output: Path | None = None) -> str:
-    """Run some of the tests with an environment's Python, its output in a file if one is named; return how it went."""
+def run_pytest(environment: Path, folders: tuple[str, ...], output: Path) -> str:
+    """Run some of the tests with an environment's Python, its output in a file; return how it went."""
     path = os.pathsep.join([str(environment / "bin"), os.environ["PATH"]])
-    with output.open("wb") if output else nullcontext() as file:
+    with output.open("wb") as file:
         done = subprocess.run(
-            [environment / "bin" / "pytest", tests],
+            [environment / "bin" / "pytest", *(f"tests/{folder}" for folder in folders)],
             cwd=ROOT,
             env={**os.environ, "PATH": path},
             check=False,
             stdout=file,
-            stderr=subprocess.STDOUT if file else None,
+            stderr=subprocess.STDOUT,
         )
     return PASSED if done.returncode == 0 else f"{FAILED}: pytest ended with {done.returncode}"
 
 
-def run_variant(variant: Variant) -> tuple[str, str, float]:
-    """Run the runtime's tests in a variant; print their output in one piece, and return title, outcome and seconds."""
+def run(part: Part) -> tuple[str, str, float]:
+    """Run a part of the tests; print its output in one piece, and return title, outcome and seconds."""
     started = time.monotonic()
-    output = variant.folder.with_name(f"{variant.folder.name}.log")
+    (ROOT / ".venvs").mkdir(exist_ok=True)
+    output = ROOT / ".venvs" / f"{PARTS.index(part)}.log"
     output.unlink(missing_ok=True)
-    outcome = make_environment(variant) or run_pytest(variant.folder, "tests/runtime", output)
+    environment = part.variant.folder if part.variant else Path(sys.prefix)
+    problem = make_environment(part.variant) if part.variant else None
+    outcome = problem or run_pytest(environment, part.folders, output)
     with ONE_AT_A_TIME:
-        heading(variant.title)
+        heading(part.title)
         print(output.read_text(encoding="utf-8", errors="replace") if output.exists() else outcome, flush=True)
-    return variant.title, outcome, time.monotonic() - started
+    return part.title, outcome, time.monotonic() - started
 
 
 def heading(title: str) -> None:
@@ -105,18 +125,16 @@ def heading(title: str) -> None:
 
 
 def main() -> int:
-    """Run all three; return the exit code."""
-    outcomes: list[tuple[str, str, float]] = []
-
-    here = f"everything, Python {sys.version_info.major}.{sys.version_info.minor}, tested versions"
-    heading(here)
-    started = time.monotonic()
-    outcome = run_pytest(Path(sys.prefix), "tests")
-    outcomes.append((here, outcome, time.monotonic() - started))
-
-    # Side by side: each of them keeps one core busy, and a CI machine has two.
-    with ThreadPoolExecutor(len(VARIANTS)) as pool:
-        outcomes += pool.map(run_variant, VARIANTS)
+    """Run all parts; return the exit code."""
+    left_out = {folder.name for folder in (ROOT / "tests").iterdir() if any(folder.glob("test_*.py"))}
+    left_out -= {folder for part in PARTS for folder in part.folders}
+    if left_out:
+        raise SystemExit(
+            f"No part runs the tests in {', '.join(sorted(left_out))}; see PARTS in {Path(__file__).name}."
+        )
+    # Two at a time: each of them keeps one core busy, and a CI machine has two.
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(run, PARTS))
 
     heading("summary")
     width = max(len(title) for title, _, _ in outcomes)
