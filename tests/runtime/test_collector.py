@@ -140,7 +140,7 @@ class TestArtifacts:
             *("shop-failed-attempt-1", "shop-failed-attempt-2"),
         }
         first, second = (artifacts[f"shop-failed-attempt-{number}"] for number in (1, 2))
-        assert str(first.description).startswith("Attempt 1 of 2 failed in extract · ResourceExtractionError")
+        assert str(first.description).startswith("Attempt 1 of 2 failed in extract · ConnectionError: asleep at try 1")
         assert "asleep at try 1" in str(first.data)
         assert "The next attempt starts in 0.0 s, and begins with extract" in str(first.data)
         assert "asleep at try 2" in str(second.data)
