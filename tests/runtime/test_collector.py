@@ -139,14 +139,14 @@ class TestArtifacts:
             *("shop-failed-attempt-1", "shop-failed-attempt-2"),
         }
         first, second = (artifacts[f"shop-failed-attempt-{number}"] for number in (1, 2))
-        assert str(first.description).startswith("Attempt 1 of 2 failed in extract · ResourceExtractionError")
+        assert str(first.description).startswith("Attempt 1 of 2 failed in extract · ConnectionError: asleep")
         assert "asleep at try 1" in str(first.data)
         assert "The next attempt starts in 0.0 s, and begins with extract" in str(first.data)
         assert "asleep at try 2" in str(second.data)
         assert "No further attempt: the retry policy allows no more (2 attempts)." in str(second.data)
         for artifact in (first, second, artifacts["shop-summary"], artifacts["shop-extract-report"]):
             assert "| Retry policy | `2 attempts` |" in str(artifact.data)
-        assert str(artifacts["shop-summary"].description).startswith("Failed in extract · 2 attempts · ")
+        assert str(artifacts["shop-summary"].description).startswith("Failed in extract · ConnectionError: asleep")
 
     def test_a_first_load_of_many_tables_is_listed_in_table_artifacts(self, pipeline: Callable[..., Pipeline]) -> None:
         runs: list[UUID] = []
