@@ -54,6 +54,10 @@ format: $(READY) ## Format the code and mend what ruff can mend
 hooks: $(READY) ## Have git run the pre-commit hooks at every commit
 	@$(IN_ENV) pre-commit install
 
+gallery: $(READY) ## Run the demo and more, and take the pictures in docs/gallery; needs a Chromium
+	@"$(UV)" pip install --quiet --python $(BIN)/python --group gallery
+	@$(IN_ENV) UV="$(UV)" python scripts/gallery.py
+
 constraints: $(OWN_UV) ## Write the newest versions that resolve to constraints/, one file per Python
 	@for version in 3.10 3.11 3.12 3.13; do \
 	    echo "constraints/$$version.txt"; \
@@ -67,7 +71,7 @@ constraints: $(OWN_UV) ## Write the newest versions that resolve to constraints/
 clean: ## Remove every environment and cache, and the demo
 	rm -rf .venv .venvs .tools demo .pytest_cache .ruff_cache build dist
 
-.PHONY: help demo demo-ui setup test quick bench-collector check format hooks constraints clean
+.PHONY: help demo demo-ui setup test quick bench-collector check format hooks gallery constraints clean
 
 $(READY): Makefile pyproject.toml template/runtime/pyproject.toml $(wildcard constraints/*.txt) | $(OWN_UV)
 	@echo "Installing the development environment into .venv ..."

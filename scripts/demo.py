@@ -128,12 +128,12 @@ def only_one() -> Generator[int]:
         yield lock.fileno()
 
 
-def scaffold() -> None:
+def scaffold(project: Path = PROJECT) -> None:
     """Make the project, whole or not at all."""
-    if PROJECT.exists():
+    if project.exists():
         return
-    say(f"Scaffolding {PROJECT.relative_to(ROOT)} with default answers")
-    unfinished = DEMO / ".unfinished"
+    say(f"Scaffolding {project.relative_to(ROOT)} with default answers")
+    unfinished = project.parent / ".unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     tested_versions = ROOT / "constraints" / "{}.{}.txt".format(*sys.version_info)
     copier = [UV, "tool", "run", "--python", sys.executable, "--constraints", str(tested_versions)]
@@ -143,7 +143,7 @@ def scaffold() -> None:
     if run(*copier, *copy, *name, ROOT, unfinished / NAME, folder=ROOT):
         raise DemoError("The project could not be made; the reason is above.")
     name_the_commit(unfinished / NAME / ".copier-answers.yml")
-    (unfinished / NAME).rename(PROJECT)
+    (unfinished / NAME).rename(project)
     unfinished.rmdir()
 
 
@@ -159,25 +159,25 @@ def name_the_commit(answers: Path) -> None:
         answers.write_text(named, encoding="utf-8")
 
 
-def install(lock: int) -> None:
+def install(project: Path = PROJECT, lock: int | None = None) -> None:
     """Install what the project needs, and commit it all, as its user would."""
     say("Installing it; the first time takes a minute or two")
-    if run(UV, "sync", "--quiet", "--no-dev", "--python", sys.executable, lock=lock):
+    if run(UV, "sync", "--quiet", "--no-dev", "--python", sys.executable, folder=project, lock=lock):
         raise DemoError("The project could not be installed; the reason is above.")
-    commit()
+    commit(project)
 
 
-def commit() -> None:
+def commit(project: Path) -> None:
     """Make the project a git repository with one commit, as `copier update` needs it."""
-    own = PROJECT / ".git"  # without naming it, git would find the repository around the demo
-    if git("--git-dir", str(own), "rev-parse", "--verify", "HEAD", folder=PROJECT) is not None:
+    own = project / ".git"  # without naming it, git would find the repository around the demo
+    if git("--git-dir", str(own), "rev-parse", "--verify", "HEAD", folder=project) is not None:
         return
     shutil.rmtree(own, ignore_errors=True)
     author = ["-c", "user.name=demo", "-c", "user.email=demo@localhost", "-c", "commit.gpgsign=false"]
     steps = (["init"], ["add", "--all"], [*author, "commit", "--no-verify", "--message", "Scaffold"])
     for step in steps:
-        if git(*step, folder=PROJECT) is None:
-            raise DemoError(f"The project could not be committed; see what `git commit` says in {PROJECT}.")
+        if git(*step, folder=project) is None:
+            raise DemoError(f"The project could not be committed; see what `git commit` says in {project}.")
 
 
 def show(report: Path) -> None:
@@ -196,7 +196,7 @@ def load() -> None:
     """Scaffold and install the project when that is not done yet, then run its flow."""
     with only_one() as lock:
         scaffold()
-        install(lock)
+        install(lock=lock)
         say("Running its flow")
         report = DEMO / "last-run.json"
         if run(BIN / "python", ROOT / "scripts" / "demo_run.py", report, lock=lock):
@@ -208,15 +208,9 @@ def show_ui() -> None:
     """Start a Prefect server on what the demo recorded, and open its artifacts in a browser."""
     if not (DEMO / "prefect" / "prefect.db").exists():
         raise DemoError("There is nothing to look at yet. Run `make demo` first.")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    # Without this the pages would ask the default port, 4200, whichever port they came from.
-    settings = environment(PREFECT_UI_API_URL=f"{address}/api", PREFECT_API_URL=f"{address}/api")
-    command = [BIN / "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with subprocess.Popen(command, cwd=PROJECT, env=settings, stdout=subprocess.DEVNULL) as server:
+    settings = environment()
+    with prefect_server(PROJECT) as (address, server):
         try:
-            wait_for(port, server)
             page = f"{address}/v2/artifacts"  # of Prefect's two UIs the one that draws diagrams
             print(f"Prefect UI: {page} (Ctrl-C stops it)", flush=True)
             if sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & settings.keys():
@@ -224,9 +218,29 @@ def show_ui() -> None:
             server.wait()
         except KeyboardInterrupt:
             return  # the way to end it
+    raise DemoError(f"The Prefect server ended with {server.returncode}.")
+
+
+@contextmanager
+def prefect_server(project: Path, **settings: str) -> Generator[tuple[str, subprocess.Popen[bytes]]]:
+    """Start a Prefect server on a free port of this machine; give its address and its process, and end it afterwards.
+
+    Args:
+        project: The project whose Prefect it is.
+        settings: Settings beside the demo's.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    # Without this the pages would ask the default port, 4200, whichever port they came from.
+    seen = environment(**settings, PREFECT_UI_API_URL=f"{address}/api", PREFECT_API_URL=f"{address}/api")
+    command = [project / ".venv" / "bin" / "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with subprocess.Popen(command, cwd=project, env=seen, stdout=subprocess.DEVNULL) as server:
+        try:
+            wait_for(port, server)
+            yield address, server
         finally:
             server.terminate()
-    raise DemoError(f"The Prefect server ended with {server.returncode}.")
 
 
 def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:

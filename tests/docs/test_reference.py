@@ -17,7 +17,15 @@ TEXT = "\n".join(page.read_text(encoding="utf-8") for page in [*REFERENCE, ROOT 
 # Modules whose public functions and classes users are told of, and the page that does so.
 PAGES = {"retry": "retry.md", "errors": "errors.md", "logs": "logs.md"}
 LEFT_OUT = {
-    "retry": {"check_steps", "is_stop_request", "is_exhausted", "chain"},
+    "retry": {
+        "check_steps",
+        "is_stop_request",
+        "is_exhausted",
+        "chain",
+        "most_attempts",
+        "policy_text",
+        "why_not_retried",
+    },
     "logs": {"start_forwarding", "stop_forwarding", "keep_console", "current_run_ids"},
 }
 

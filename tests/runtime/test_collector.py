@@ -147,7 +147,7 @@ class TestArtifacts:
         assert "No further attempt: the retry policy allows no more (2 attempts)." in str(second.data)
         for artifact in (first, second, artifacts["shop-summary"], artifacts["shop-extract-report"]):
             assert "| Retry policy | `2 attempts` |" in str(artifact.data)
-        assert str(artifacts["shop-summary"].description).startswith("Failed in extract · 2 attempts · ")
+        assert str(artifacts["shop-summary"].description).startswith("Failed in extract · ConnectionError: asleep")
 
     def test_a_first_load_of_many_tables_is_listed_in_table_artifacts(self, pipeline: Callable[..., Pipeline]) -> None:
         runs: list[UUID] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
@@ -11,7 +12,7 @@ from dlt.pipeline.pipeline import Pipeline
 from dlt.pipeline.trace import PipelineStepTrace
 
 from prefect_dlt import CallbackCollector, runner
-from prefect_dlt.diagrams import MOST_BARS, MOST_TABLES, lineage, timeline
+from prefect_dlt.diagrams import GRAPH_STYLE, MOST_BARS, MOST_TABLES, TIMELINE_STYLE, lineage, timeline
 from prefect_dlt.record import RunRecord, Table
 from tests.runtime.reports import HOSTILE, empty_record
 from tests.runtime.sources import shop
@@ -52,6 +53,21 @@ def test_the_timeline_of_a_run_has_a_bar_for_each_try_of_each_stage() -> None:
 def test_the_scale_of_the_timeline_fits_its_length() -> None:
     assert "axisFormat %S.%L" in timeline(with_steps(("extract", 0, 1, False)))
     assert "axisFormat %H:%M:%S" in timeline(with_steps(("extract", 0, 100, False)))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "tick"),
+    [(0.2, "50millisecond"), (1, "200millisecond"), (4.8, "1second"), (17, "5second"), (200, "1minute"), (1e6, "1day")],
+)
+def test_the_times_below_the_timeline_have_room_beside_each_other(seconds: float, tick: str) -> None:
+    assert f"tickInterval {tick}\n" in timeline(with_steps(("extract", 0, seconds, False)))
+
+
+@pytest.mark.parametrize("style", [TIMELINE_STYLE, GRAPH_STYLE])
+def test_a_style_is_a_directive_that_mermaid_can_read(style: str) -> None:
+    directive = re.fullmatch(r"%%\{init: (.+)\}%%", style)
+    assert directive is not None
+    assert json.loads(directive[1])
 
 
 def test_a_run_that_tries_for_ever_has_a_timeline_that_ends() -> None:

@@ -10,7 +10,7 @@ import pytest
 from dlt.pipeline.exceptions import PipelineStepFailed
 from dlt.pipeline.pipeline import Pipeline
 
-from prefect_dlt.reasons import reason, reason_in_trace, text_of, without_tracebacks
+from prefect_dlt.reasons import LONGEST_LINE, reason, reason_in_trace, reason_line, text_of, without_tracebacks
 
 CHAIN = """\
 Job failed with message: Traceback (most recent call last):
@@ -82,3 +82,11 @@ def test_of_tracebacks_in_a_text_only_what_they_end_with_is_left() -> None:
 
 def test_a_trace_without_exceptions_is_told_by_its_text() -> None:
     assert reason_in_trace([], CHAIN) == without_tracebacks(CHAIN)
+
+
+def test_a_reason_is_one_bounded_line_without_secrets() -> None:
+    line = reason_line(ValueError("bad\n" + "s3cret " * 100 + "\x00"), lambda text: text.replace("s3cret", "***"))
+
+    assert line.startswith("ValueError: bad *** ***")
+    assert len(line) == LONGEST_LINE
+    assert line.endswith("…")

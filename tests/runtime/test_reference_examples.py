@@ -93,7 +93,7 @@ def test_a_resilient_task_loads_a_table_of_a_database_and_logs_its_progress() ->
     assert rows("my_pipeline.duckdb", "my_pipeline_dataset.items") == 3
     with get_client(sync_client=True) as client:
         logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id])))
-    assert any(log.message.startswith("extract · 1 of 1 resources · 3 rows") for log in logs)
+    assert any(log.message.startswith("extract · 1 of 1 resource · 3 rows") for log in logs)
 
 
 @pytest.mark.usefixtures("dummy_fails")

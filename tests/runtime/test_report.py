@@ -76,6 +76,7 @@ def test_a_run_is_told_in_a_headline_and_a_page(reports: Reports) -> None:
     assert ["Dataset", "<code>shop_data</code>"] in cells(report.page, "Run")
     assert ["Load package", f"<code>{reports.record.load_ids[0]}</code>"] in cells(report.page, "Run")
     assert report.page.count("```mermaid\ngantt\n") == 1
+    assert report.page.count("}%%\n```\n") == 2
     assert report.page.count("```mermaid\nflowchart LR\n") == 1
     assert [row[:2] for row in cells(report.page, "Schema changes")[1:]] == [
         [f"<code>{name}</code>", "new table"] for name in ("customers", "greetings", "orders", "orders__items")
@@ -186,6 +187,7 @@ def test_a_job_that_failed_is_told_with_its_message(pipeline: Callable[..., Pipe
 
     report = collector.stage("load")
     assert report.headline.startswith("load failed · ")
+    assert "Traceback" not in report.page
     assert " · 1 failed · " in report.headline
     _, (table, message, file) = cells(report.page, "Failed jobs")
     assert table == "<code>orders</code>"

@@ -24,6 +24,7 @@ from prefect_dlt.dataset import check_dataset_name, derive, shared_dataset
 from prefect_dlt.decompose import Component, Decompose, components, decompose_mode, derived_name, select
 from prefect_dlt.errors import ComponentsFailedError
 from prefect_dlt.logs import forward_dlt_logs
+from prefect_dlt.reasons import text_of
 from prefect_dlt.record import TableRow, most_rows_first
 from prefect_dlt.redact import redact, resolved_secrets
 from prefect_dlt.report import text_table
@@ -300,7 +301,7 @@ def _result_of(part: Component, wait: Callable[[], ComponentResult]) -> Componen
         return wait()
     except Exception as error:  # noqa: BLE001 - whatever failed, it is told with the others
         # Masked first: what is secret may not survive being put on one line.
-        message = redact(f"{type(error).__name__}: {error}", resolved_secrets())
+        message = redact(text_of(error), resolved_secrets())
         return ComponentResult(part.name, error=" ".join(message.split()))
 
 

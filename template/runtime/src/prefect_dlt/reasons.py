@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from dlt.load.exceptions import LoadClientJobException
 from dlt.pipeline.exceptions import PipelineStepFailed
+
+from prefect_dlt.markdown import printable, shortened
+
+LONGEST_LINE = 200
+"""Characters of a reason that is told in one line."""
 
 # From the first traceback in a text to the last, up to the name of the exception that it ends with.
 _TRACEBACKS = re.compile(
@@ -25,6 +30,16 @@ def reason(error: BaseException) -> str:
     while (cause := _behind(error)) is not None:
         error = cause
     return text_of(error)
+
+
+def reason_line(error: BaseException, safe: Callable[[str], str]) -> str:
+    """Return the reason in one line of bounded length.
+
+    Args:
+        error: What was raised.
+        safe: Takes the secrets out of a text.
+    """
+    return shortened(printable(" ".join(safe(reason(error)).split())), LONGEST_LINE)
 
 
 def reason_in_trace(traces: Sequence[Mapping[str, Any]], otherwise: str) -> str:

@@ -13,9 +13,9 @@ from dlt.pipeline.trace import PipelineStepTrace
 
 from prefect_dlt.diagrams import GRAPH_STYLE, TIMELINE_STYLE, lineage, timeline
 from prefect_dlt.keys import artifact_key
-from prefect_dlt.markdown import LONGEST_TABLE, cell, fence, printable, shortened, span, table
+from prefect_dlt.markdown import LONGEST_TABLE, cell, fence, shortened, span, table
 from prefect_dlt.progress import SHORTEST_RATE, rate_text
-from prefect_dlt.reasons import reason, reason_in_trace, text_of, without_tracebacks
+from prefect_dlt.reasons import reason, reason_in_trace, reason_line, text_of, without_tracebacks
 from prefect_dlt.record import FailedAttempt, Job, RunRecord, TableRow, Written, extracted, jobs, normalized, seconds_of
 from prefect_dlt.redact import redacted_traceback, redaction
 from prefect_dlt.schema_changes import ColumnChange, TableChange
@@ -31,9 +31,6 @@ MOST_NEW_TABLES = 10
 
 KIBIBYTE = 1024
 """Bytes."""
-
-LONGEST_HEADLINE = 200
-"""Characters of an error in a headline."""
 
 NOT_ALL_LOADED = "The run failed: these rows were prepared, and not all of them are loaded."
 """What is said of the tables of a run that failed."""
@@ -170,7 +167,7 @@ def failure_report(record: RunRecord, attempt: FailedAttempt) -> Report:
         fence(redacted_traceback(attempt.error, record.secrets)),
         *_about(record, safe, ()),
     ]
-    line = f"{attempt.name.capitalize()} failed in {attempt.step} · {_short_reason(attempt.error, safe)}"
+    line = f"{attempt.name.capitalize()} failed in {attempt.step} · {reason_line(attempt.error, safe)}"
     return Report(f"failed_attempt_{attempt.number}", line, _page(parts))
 
 
@@ -230,7 +227,7 @@ def headline(record: RunRecord) -> str:
     """Return what a run did, or why it failed, in one plain line."""
     if record.error is None:
         return _figures(record)
-    return _figures(record, _short_reason(record.error, redaction(record.secrets)))
+    return _figures(record, reason_line(record.error, redaction(record.secrets)))
 
 
 def _figures(record: RunRecord, *why: str) -> str:
@@ -381,7 +378,7 @@ def _schema_overview(record: RunRecord, changed: Sequence[TableChange]) -> str:
         (
             cell(safe(each.table)),
             "new table" if each.is_new else "changed",
-            f"all {len(each.columns):,}"
+            _number(len(each.columns), "column")
             if each.is_new
             else cell(safe(", ".join(f"{column.column} {column.type}" for column in _of_the_user(each)))),
         )
@@ -430,11 +427,13 @@ def _rates(rows: Sequence[Written], what: str, seconds: float) -> str:
 def _job_rates(found: Sequence[Job], seconds: float) -> str:
     loaded = [job for job in found if job.state == "loaded"]
     size = sum(job.bytes for job in loaded)
-    figures = [f"{len(loaded):,} of {_number(len(found), 'job')}", _size(size)]
-    if size and seconds >= SHORTEST_RATE:
-        figures.append(f"{_size(size / seconds)}/s")
+    figures = [f"{len(loaded):,} of {_number(len(found), 'job')}"]
+    # Prefect's cards show the beginning only.
     if failed := sum(job.state == "failed" for job in found):
         figures.append(f"{failed:,} failed")
+    figures.append(_size(size))
+    if size and seconds >= SHORTEST_RATE:
+        figures.append(f"{_size(size / seconds)}/s")
     return " · ".join(figures)
 
 
@@ -464,10 +463,6 @@ def _error(error: BaseException, safe: Callable[[str], str]) -> list[str]:
     inner = error.exception if isinstance(error, PipelineStepFailed) else error
     texts = dict.fromkeys((reason(error), text_of(inner)))
     return [span(shortened(safe(text), LONGEST_MESSAGE)) for text in texts]
-
-
-def _short_reason(error: BaseException, safe: Callable[[str], str]) -> str:
-    return shortened(printable(" ".join(safe(reason(error)).split())), LONGEST_HEADLINE)
 
 
 def _number(count: int, noun: str) -> str:

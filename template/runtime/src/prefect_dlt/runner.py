@@ -13,7 +13,9 @@ from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
 from prefect_dlt.callbacks import CallbackCollector
 from prefect_dlt.errors import ConfigurationError, PendingDataError
 from prefect_dlt.pending import pending_lines, resumes_with
+from prefect_dlt.reasons import reason_line
 from prefect_dlt.record import RunRecord
+from prefect_dlt.redact import redaction, resolved_secrets
 from prefect_dlt.retry import (
     chain,
     check_steps,
@@ -193,8 +195,8 @@ class PipelineRunner:
         pause = state.next_action.sleep if state.next_action else 0.0
         self._say(
             logging.WARNING,
-            f"Attempt {state.attempt_number} of pipeline {self.pipeline.pipeline_name!r} failed with "
-            f"{type(error).__name__}; the next one starts in {pause:.1f} s",
+            f"Attempt {state.attempt_number} of pipeline {self.pipeline.pipeline_name!r} failed, and the next one "
+            f"starts in {pause:.1f} s: {reason_line(error, redaction(resolved_secrets()))}",
         )
         failed_before = self.record.attempts_failed - state.attempt_number + 1 if self.record else 0
         self._note_failure(
