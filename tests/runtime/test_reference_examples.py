@@ -19,6 +19,7 @@ from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.logging import get_run_logger
+from prefect.logging.handlers import APILogWorker
 from tenacity import Retrying, stop_after_attempt, stop_after_delay, stop_before_delay, wait_fixed
 
 from prefect_dlt import PrefectCollector, runner
@@ -91,6 +92,7 @@ def test_a_resilient_task_loads_a_table_of_a_database_and_logs_its_progress() ->
 
     assert not load_info.has_failed_jobs
     assert rows("my_pipeline.duckdb", "my_pipeline_dataset.items") == 3
+    APILogWorker.drain_all(timeout=30)
     with get_client(sync_client=True) as client:
         logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id])))
     assert any(log.message.startswith("extract · 1 of 1 resource · 3 rows") for log in logs)
