@@ -166,3 +166,12 @@ def test_the_state_that_dlt_extracts_like_a_source_leaves_no_trace() -> None:
         progress.update("Resources", 1)
 
     assert progress.line(0.0) == "extract · 2 of 2 resources · 10 rows"
+
+
+def test_a_stage_that_ended_well_is_done_even_if_it_had_nothing_to_do() -> None:
+    progress = StageProgress("load", started=0.0)
+    assert progress.percent == 0.0
+
+    progress.finish()
+
+    assert progress.percent == 100.0

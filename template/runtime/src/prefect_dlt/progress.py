@@ -76,6 +76,10 @@ class StageProgress:
             self.done += inc
             self.total += (total or 0) + (inc_total or 0)
 
+    def finish(self) -> None:
+        """Note that the stage has ended well; it may have had nothing to do."""
+        self._percent = 100.0
+
     @property
     def percent(self) -> float:
         """Share of the work that is done, 0 to 100; never lower than it was told before."""
