@@ -51,7 +51,7 @@ def test_the_timeline_of_a_run_has_a_bar_for_each_try_of_each_stage() -> None:
 
 
 def test_the_scale_of_the_timeline_fits_its_length() -> None:
-    assert "axisFormat %S.%L" in timeline(with_steps(("extract", 0, 1, False)))
+    assert "axisFormat %H:%M:%S.%L" in timeline(with_steps(("extract", 0, 1, False)))
     assert "axisFormat %H:%M:%S" in timeline(with_steps(("extract", 0, 100, False)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from prefect_dlt.progress import STAGES
 from prefect_dlt.record import RunRecord, seconds_of
@@ -51,7 +51,7 @@ def timeline(record: RunRecord) -> str:
         "gantt",
         "    title Stages, times in UTC",
         "    dateFormat YYYY-MM-DD HH:mm:ss.SSS",
-        f"    axisFormat {'%S.%L' if tick < 1 else '%H:%M:%S'}",
+        f"    axisFormat {'%H:%M:%S.%L' if tick < 1 else '%H:%M:%S'}",
         f"    tickInterval {tick_text}",
         "    todayMarker off",
     ]
@@ -67,12 +67,13 @@ def timeline(record: RunRecord) -> str:
     return "\n".join(lines)
 
 
-def lineage(record: RunRecord, shown: Mapping[str, str]) -> str:
+def lineage(record: RunRecord, shown: Mapping[str, str], safe: Callable[[str], str] = str) -> str:
     """Return a graph from the sources to the tables of a run, nested tables behind their parents; empty for none.
 
     Args:
         record: Of the run.
         shown: What to call each table, in the order of their importance.
+        safe: Takes secrets out of the names of what is drawn besides: sources, and tables that others are nested in.
     """
     tables = {name: label for name, label in shown.items() if name in record.tables_known}
     drawn = dict[str, None]()
@@ -85,11 +86,11 @@ def lineage(record: RunRecord, shown: Mapping[str, str]) -> str:
     ids = {("source", name): f"s{number}" for number, name in enumerate(sources)}
     ids |= {("table", name): f"t{number}" for number, name in enumerate(drawn)}
     lines = ["flowchart LR"]
-    lines += [f'    {ids["source", name]}(["{_label(name)}"])' for name in sources]
+    lines += [f'    {ids["source", name]}(["{_label(safe(name))}"])' for name in sources]
     for name in drawn:
         table = record.tables_known[name]
         behind = ids["table", table.parent] if table.parent in drawn else ids["source", table.schema]
-        lines.append(f'    {behind} --> {ids["table", name]}["{_label(shown.get(name, name))}"]')
+        lines.append(f'    {behind} --> {ids["table", name]}["{_label(shown[name] if name in shown else safe(name))}"]')
     if (more := len(tables.keys() - drawn.keys())) > 0:
         lines.append(f'    s0 -.-> more["and {more:,} more"]')
     return "\n".join(lines)
