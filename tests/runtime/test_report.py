@@ -13,7 +13,7 @@ from dlt.common.destination.exceptions import DestinationTerminalException, Dest
 from dlt.pipeline.exceptions import PipelineStepFailed
 from dlt.pipeline.pipeline import Pipeline
 
-from prefect_dlt import CallbackCollector
+from prefect_dlt import CallbackCollector, runner
 from prefect_dlt.markdown import LONGEST_TABLE
 from prefect_dlt.record import RunRecord, Table, TableRow, Usage
 from prefect_dlt.report import (
@@ -136,6 +136,50 @@ def test_how_and_where_it_ran_is_in_every_report(reports: Reports) -> None:
             ["Memory, MiB", "310", "1,420"],
         ]
         assert "61.4 s of CPU time" in report.page or "61.3 s of CPU time" in report.page
+
+
+def test_a_run_that_went_on_without_jobs_that_failed_says_so(
+    pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOAD__RAISE_ON_FAILED_JOBS", "false")
+
+    @dlt.destination(batch_size=0, name="sink")
+    def sink(_items: Any, table: Any) -> None:
+        if table["name"] == "orders":
+            raise DestinationTerminalException("orders are closed")
+
+    collector = Reports()
+    pipeline(progress=collector).run(shop(), destination=sink)
+
+    report = summary(collector.record)
+    assert report.headline.startswith("Loaded in part · 8 rows · 3 tables · 1 job failed · ")
+    assert "1 job failed: these rows were prepared, and not all of them are loaded." in report.page
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"), [(("extract",), "Extracted · "), (("extract", "normalize"), "Normalized · 11 rows")]
+)
+def test_what_was_not_loaded_is_not_told_as_loaded(
+    steps: tuple[str, ...], said: str, pipeline: Callable[..., Pipeline]
+) -> None:
+    collector = Reports()
+    shop_pipeline = pipeline(progress=collector)
+    for step in steps:
+        getattr(shop_pipeline, step)(*([shop()] if step == "extract" else []))
+
+    assert headline(collector.record).startswith(said)
+
+
+def test_a_run_without_a_trace_says_that_nothing_else_is_known(
+    pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENABLE_RUNTIME_TRACE", "false")
+    run = runner(pipeline(progress=Reports()))
+    run.run(shop())
+
+    assert run.record is not None
+    assert "rows and tables are not known: dlt is told not to trace its runs" in headline(run.record)
+    assert len(run.record.load_ids) == 1
 
 
 # -- stages ------------------------------------------------------------------------------------------------------------
@@ -307,7 +351,20 @@ def test_many_tables_are_listed_in_an_artifact_of_their_own(monkeypatch: pytest.
     (long,) = report.lists
     ((name, text),) = long.parts()
     assert (name, long.headline) == ("summary_tables", "Tables that were loaded · 1,000")
-    assert json.loads(text)[0] == {"Table": "table_0999", "Rows": "999", "Seconds": 0.0}
+    assert json.loads(text)[0] == {"Table": "table_0999", "Rows": "999", "Seconds in all stages": 0.0}
+
+
+def test_texts_without_end_are_cut_in_lists_and_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [TableRow("\U0001f600" * 2_000 + str(n), 1, 0.1) for n in range(60)]
+    monkeypatch.setattr(RunRecord, "tables", lambda _self: rows)
+    record = finished()
+    wide = {row.name: new_table(row.name, *(f"{'😀' * 290}{n}" for n in range(60))) for row in rows}
+    record.note_schema_changes("shop", wide)
+
+    for report in (summary(record), schema_report(record)):
+        texts = [report.page, *(text for long in report.lists for _, text in long.parts())]
+        assert max(len(text.encode()) for text in texts) < LARGEST_ARTIFACT
+        assert "## Run" in report.page
 
 
 def test_a_list_goes_to_as_many_artifacts_as_it_needs_and_no_more() -> None:
@@ -369,7 +426,7 @@ def test_a_terminal_gets_a_plain_table() -> None:
 @pytest.mark.parametrize(
     "secret", ["K7fQ92mZpL0vB", "pa|ss`word*x", "Zeile eins\nZeile  zwei", "back\\slash|x", "a" * 290 + "tail"]
 )
-def test_a_known_secret_is_in_no_report(secret: str) -> None:
+def test_a_known_secret_is_in_no_report(secret: str, monkeypatch: pytest.MonkeyPatch) -> None:
     message = f"no answer with {secret} from postgresql://me:hunter2@db, token=abc99"
     record = finished(raised(ValueError(message)), failures=[ValueError(message)])
     record.settings = {"Command": message}
@@ -377,7 +434,9 @@ def test_a_known_secret_is_in_no_report(secret: str) -> None:
     names = [f"t {secret}", *(f"t{n} {secret}" for n in range(60))]
     record.note_schema_changes("shop", {name: new_table(name, f"c {secret}") for name in names})
     record.note_schema_changes("shop", {"known": TableChange("shop", "known", False, {"c": changed("new", secret)})})
-    record.tables_known = {name: Table(name, f"s {secret}", None, None, {}) for name in names}
+    record.tables_known = {name: Table(name, f"s {secret}", None, f"p {secret}", {}) for name in names}
+    record.tables_known[f"p {secret}"] = Table(f"p {secret}", f"s {secret}", None, None, {})
+    monkeypatch.setattr(RunRecord, "tables", lambda _self: [TableRow(name, 1, 0.1) for name in names])
     record.secrets = {secret}
 
     reports = [

@@ -135,6 +135,7 @@ class FailedAttempt:
         started_at: When it began.
         finished_at: When it failed.
         error: What it failed with.
+        step: The step that failed, in dlt's words; "run" where none did.
         pending: What waits in the working directory to be loaded, one line each.
         next: What happens next, in one or two sentences.
     """
@@ -144,13 +145,9 @@ class FailedAttempt:
     started_at: datetime
     finished_at: datetime
     error: BaseException
+    step: str
     pending: tuple[str, ...]
     next: str
-
-    @property
-    def step(self) -> str:
-        """The step that failed, in dlt's words; "run" where none did."""
-        return self.error.step if isinstance(self.error, PipelineStepFailed) else "run"
 
     @property
     def name(self) -> str:
@@ -176,6 +173,8 @@ class RunRecord:
         environment: Where it runs: names and values as text.
         usage: What it uses of the machine, as last measured; None where it was not.
         secrets: Values that no report may hold.
+        is_by_steps: Whether the steps are called one by one, and more of them may follow.
+        untraced: What was loaded while dlt was told not to trace, so that nothing else is known of it.
     """
 
     pipeline_name: str
@@ -191,23 +190,26 @@ class RunRecord:
     environment: dict[str, str] = field(default_factory=dict[str, str])
     usage: Usage | None = None
     secrets: set[str] = field(default_factory=set[str], repr=False)
+    is_by_steps: bool = False
+    untraced: LoadInfo | None = None
     _steps: dict[str, PipelineStepTrace] = field(default_factory=dict[str, PipelineStepTrace], repr=False)
 
     @classmethod
     def of(cls, pipeline: SupportsPipeline, settings: Mapping[str, str]) -> RunRecord:
         """Begin the record of a run of this pipeline."""
+        record = cls(pipeline.pipeline_name, "", "", settings, started_at=_now())
+        record.describe(pipeline)
+        return record
+
+    # -- filling it ---------------------------------------------------------------------------------------------------
+
+    def describe(self, pipeline: SupportsPipeline) -> None:
+        """Note where the pipeline loads to; `pipeline.run` may be given another destination or dataset."""
         destination = pipeline.destination
         named = destination.destination_name if destination else "none"
         kind = destination.destination_type.rpartition(".")[2] if destination else named
-        return cls(
-            pipeline_name=pipeline.pipeline_name,
-            destination=named if named == kind else f"{named} ({kind})",
-            dataset_name=pipeline.dataset_name or "",
-            settings=settings,
-            started_at=_now(),
-        )
-
-    # -- filling it ---------------------------------------------------------------------------------------------------
+        self.destination = named if named == kind else f"{named} ({kind})"
+        self.dataset_name = pipeline.dataset_name or ""
 
     def add_trace(self, trace: PipelineTrace | None) -> None:
         """Take the steps of a trace."""
@@ -240,9 +242,15 @@ class RunRecord:
             following: What happens next.
         """
         began = self.failed_attempts[-1].finished_at if self.failed_attempts else self.started_at
-        attempt = FailedAttempt(self.attempts_failed + 1, of, began, _now(), error, tuple(pending), following)
+        number = self.attempts_failed + 1
+        step = error.step if isinstance(error, PipelineStepFailed) else self._failed_step(began)
+        attempt = FailedAttempt(number, of, began, _now(), error, step, tuple(pending), following)
         self.failed_attempts.append(attempt)
         return attempt
+
+    def _failed_step(self, since: datetime) -> str:
+        failed = [step for step in self._steps.values() if step.step_exception and step.started_at >= since]
+        return next((step.step for step in failed if step.step in STAGES), "run")
 
     def finish(self, error: BaseException | None) -> None:
         """End the record."""
@@ -280,9 +288,25 @@ class RunRecord:
     @property
     def load_ids(self) -> list[str]:
         """Load packages that were loaded."""
-        infos = [step.step_info for step in self._steps.values()]
+        infos = [*(step.step_info for step in self._steps.values()), self.untraced]
         ids = (load_id for info in infos if isinstance(info, LoadInfo) for load_id in info.loads_ids)
         return list(dict.fromkeys(ids))
+
+    @property
+    def package_ids(self) -> list[str]:
+        """Load packages that were extracted, normalised or loaded."""
+        infos = (step.step_info for step in self._steps.values() if step.step in STAGES)
+        return list(dict.fromkeys(load_id for info in infos if info for load_id in info.loads_ids))
+
+    @property
+    def failed_jobs(self) -> int:
+        """Jobs that failed in the last load of each package; dlt may be told to go on without them."""
+        latest: dict[str, int] = {}
+        for step in self.steps("load"):
+            if isinstance(step.step_info, LoadInfo):
+                for package in step.step_info.load_packages:
+                    latest[package.load_id] = len(package.jobs.get("failed_jobs", ()))
+        return sum(latest.values())
 
     def steps(self, stage: Stage | None = None) -> list[PipelineStepTrace]:
         """Return the steps of a stage, or all of extract, normalize and load, in the order in which they ended."""

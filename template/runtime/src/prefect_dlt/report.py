@@ -32,8 +32,20 @@ MOST_NEW_TABLES = 10
 KIBIBYTE = 1024
 """Bytes."""
 
-NOT_ALL_LOADED = "The run failed: these rows were prepared, and not all of them are loaded."
-"""What is said of the tables of a run that failed."""
+NOT_ALL_LOADED = "{}: these rows were prepared, and not all of them are loaded."
+"""What is said of the tables of a run that failed, or went on without jobs that did."""
+
+UNTRACED = "rows and tables are not known: dlt is told not to trace its runs"
+"""What is said of a run that left no steps (runtime.enable_runtime_trace, which is on by default)."""
+
+LONGEST_LISTED = 1_000
+"""Characters of a text in a list."""
+
+LARGEST_PAGE = 450_000
+"""Bytes of a page; a part that makes it larger is left out, and said to be."""
+
+ALL_STAGES = "Seconds in all stages"
+"""Name of the column with the time spent on a table: tables take theirs at the same time."""
 
 Row = Mapping[str, str | int | float]
 
@@ -91,8 +103,11 @@ def summary(record: RunRecord) -> Report:
         record,
         "summary_tables",
         "Tables that were loaded",
-        {"Table": cell, "Rows": _as_it_is, "Seconds": _decimal},
-        [{"Table": safe(row.name), "Rows": row.rows_text, "Seconds": round(row.seconds, 1)} for row in record.tables()],
+        {"Table": cell, "Rows": _as_it_is, ALL_STAGES: _decimal},
+        [
+            {"Table": safe(row.name), "Rows": row.rows_text, ALL_STAGES: round(row.seconds, 1)}
+            for row in record.tables()
+        ],
     )
     parts = [f"# {span(safe(record.pipeline_name))}: {outcome(record)}", _figures(record)]
     if record.error is not None:
@@ -103,8 +118,8 @@ def summary(record: RunRecord) -> Report:
         parts += ["## Stages", table(("Stage", "State", "Tries", "Seconds"), rows, right=(2, 3))]
         parts += [_drawing(timeline(record), TIMELINE_STYLE)]
     if tables.rows:
-        parts += ["## Tables", NOT_ALL_LOADED if record.error is not None else "", tables.text()]
-        if graph := lineage(record, {row.name: _with_rows(row, safe) for row in record.tables()}):
+        parts += ["## Tables", _doubt(record), tables.text()]
+        if graph := lineage(record, {row.name: _with_rows(row, safe) for row in record.tables()}, safe):
             parts += [_drawing(graph, GRAPH_STYLE)]
     if changed := _changes(record):
         parts += ["## Schema changes", _schema_overview(record, changed)]
@@ -126,7 +141,7 @@ def stage_report(record: RunRecord, step: PipelineStepTrace) -> Report:
     info, took = step.step_info, seconds_of(step)
     details = list[_Table]()
     parts = list[str]()
-    figures = "nothing to do"
+    figures = "" if step.step_exception else "nothing to do"
     if isinstance(info, ExtractInfo):
         rows = extracted(info)
         figures = _rates(rows, "resource", took)
@@ -140,8 +155,9 @@ def stage_report(record: RunRecord, step: PipelineStepTrace) -> Report:
         figures = _job_rates(found, took)
         details = [_loaded(record, found, safe), _failed_jobs(record, found, safe)]
     ended = "failed" if step.step_exception else "done"
-    line = f"{step.step} {ended} · {figures} · {took:,.1f} s"
-    parts = [f"# {span(safe(record.pipeline_name))}: {step.step} {ended}", f"{figures} · {took:,.1f} s"]
+    known = " · ".join(filter(None, (figures, f"{took:,.1f} s")))
+    line = f"{step.step} {ended} · {known}"
+    parts = [f"# {span(safe(record.pipeline_name))}: {step.step} {ended}", known]
     if step.step_exception:
         parts += ["## Error", span(safe(reason_in_trace(step.exception_traces or (), step.step_exception)))]
     for detail in details:
@@ -165,7 +181,7 @@ def failure_report(record: RunRecord, attempt: FailedAttempt) -> Report:
         pending or "Nothing: no data of this run waits in the working directory.",
         "## Traceback",
         fence(redacted_traceback(attempt.error, record.secrets)),
-        *_about(record, safe, ()),
+        *_about(record, safe, record.package_ids),
     ]
     line = f"{attempt.name.capitalize()} failed in {attempt.step} · {reason_line(attempt.error, safe)}"
     return Report(f"failed_attempt_{attempt.number}", line, _page(parts))
@@ -218,7 +234,7 @@ def schema_report(record: RunRecord) -> Report:
     if others := new[MOST_NEW_TABLES:]:
         rows = [(cell(safe(each.table)), f"{len(each.columns):,}") for each in others]
         parts += ["## More new tables", table(("Table", "Columns"), rows, right=(1,), more=listed.where())]
-    parts += _about(record, safe, ())
+    parts += _about(record, safe, record.package_ids)
     is_long = len(listed.rows) > LONGEST_TABLE
     return Report("schema_changes", line, _page(parts), listed.long_list() if is_long else ())
 
@@ -236,10 +252,13 @@ def _figures(record: RunRecord, *why: str) -> str:
     if record.error is not None:
         where = f" in {record.error.step}" if isinstance(record.error, PipelineStepFailed) else ""
         return " · ".join([f"Failed{where}", *why, *attempts, seconds])
+    if not record.steps() and record.untraced is not None:
+        return " · ".join([outcome(record).capitalize(), UNTRACED, seconds])
     tables = record.tables()
     rows = sum(row.rows for row in tables)
-    loaded = [_number(rows, "row"), _number(len(tables), "table"), seconds]
-    return " · ".join([outcome(record).capitalize(), *loaded, *attempts])
+    failed = [f"{_number(record.failed_jobs, 'job')} failed"] if record.failed_jobs else []
+    done = [_number(rows, "row"), _number(len(tables), "table"), *failed, seconds]
+    return " · ".join([outcome(record).capitalize(), *done, *attempts])
 
 
 def text_table(tables: Sequence[TableRow]) -> str:
@@ -252,10 +271,24 @@ def text_table(tables: Sequence[TableRow]) -> str:
 
 
 def outcome(record: RunRecord) -> str:
-    """Return "running", "loaded" or "failed"."""
+    """Return how far a run came: "running", "failed", "loaded in part", "loaded", "normalized" or "extracted"."""
     if record.finished_at is None:
         return "running"
-    return "loaded" if record.error is None else "failed"
+    if record.error is not None:
+        return "failed"
+    if record.failed_jobs:
+        return "loaded in part"
+    stages = {row.name for row in record.stages()}
+    return next((word for stage, word in _OUTCOMES if stage in stages), "loaded")
+
+
+_OUTCOMES = (("load", "loaded"), ("normalize", "normalized"), ("extract", "extracted"))
+
+
+def _doubt(record: RunRecord) -> str:
+    if record.error is not None:
+        return NOT_ALL_LOADED.format("The run failed")
+    return NOT_ALL_LOADED.format(f"{_number(record.failed_jobs, 'job')} failed") if record.failed_jobs else ""
 
 
 @dataclass(frozen=True)
@@ -292,7 +325,14 @@ class _Table:
         """Return the list, if the page does not hold all of it."""
         if len(self.rows) <= LONGEST_TABLE:
             return ()
-        return (LongList(self.name, f"{self.headline} · {len(self.rows):,}", self.rows),)
+        rows = [
+            {
+                column: shortened(value, LONGEST_LISTED) if isinstance(value, str) else value
+                for column, value in row.items()
+            }
+            for row in self.rows
+        ]
+        return (LongList(self.name, f"{self.headline} · {len(rows):,}", rows),)
 
 
 def _written(record: RunRecord, name: str, headline: str, what: str, rows: Sequence[Written]) -> _Table:
@@ -486,4 +526,10 @@ def _seconds(attempt: FailedAttempt) -> float:
 
 
 def _page(parts: Sequence[str]) -> str:
-    return "\n\n".join(part for part in parts if part) + "\n"
+    taken, size = list[str](), 0
+    for part in filter(None, parts):
+        length = len(part.encode(errors="replace")) + 2
+        is_too_large = size + length > LARGEST_PAGE
+        taken.append("… left out: the page would be too large." if is_too_large else part)
+        size += 0 if is_too_large else length
+    return "\n\n".join(taken) + "\n"
