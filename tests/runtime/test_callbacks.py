@@ -22,6 +22,7 @@ from tenacity import Retrying, stop_after_attempt
 
 from prefect_dlt import CallbackCollector, runner
 from prefect_dlt.record import RunRecord
+from prefect_dlt.schema_changes import TableChange
 from tests.runtime.conftest import count
 from tests.runtime.sources import shop
 
@@ -66,6 +67,11 @@ class Recorder(CallbackCollector):
     def on_schema_change(self, pipeline: Any, trace: Any, schema_name: str, changes: Any) -> None:
         self.calls.append(f"on_schema_change {schema_name}")
         self.changes |= changes
+
+
+def state_of(collector: CallbackCollector) -> dict[str, Any]:
+    """Return what a collector keeps of a run, apart from its settings."""
+    return {name: value for name, value in vars(collector).items() if name.startswith("_CallbackCollector__")}
 
 
 STEPS = [
@@ -258,16 +264,14 @@ def test_a_copy_made_during_a_run_keeps_the_settings_and_reports_a_run_of_its_ow
     assert isinstance(twin, Copied)
     assert twin.log_period == 7.0
     assert twin.logger is stream
-    assert twin._record is None
-    assert twin._progress is None
+    assert state_of(twin) == state_of(CallbackCollector())
 
 
 class Travelling(CallbackCollector):
     """Sends itself elsewhere in the middle of a run; importable, so that its class travels by name."""
 
     def before_load(self, pipeline: Any, trace: Any) -> None:
-        assert self._record is not None
-        self._record.secrets.add("s3cret")
+        state_of(self)["_CallbackCollector__run"].record.secrets.add("s3cret")
         SENT.append(cloudpickle.dumps(self))
 
 
@@ -287,7 +291,7 @@ def test_a_collector_travels_with_its_settings_and_without_the_run_it_was_in(
         assert isinstance(twin.logger, logging.LoggerAdapter)
         assert twin.logger.logger is logging.getLogger("mine")
         assert twin.logger.extra == {"run": "first"}
-        assert (twin._record, twin._progress, twin._last_trace, twin._columns) == (None, None, None, None)
+        assert state_of(twin) == state_of(CallbackCollector())
         assert b"s3cret" not in data
 
 
@@ -382,6 +386,132 @@ def test_steps_that_are_called_one_by_one_are_one_report(pipeline: Callable[...,
     assert first.schema_changes["shop"].keys() == {"customers", "greetings", "orders", "orders__items"}
 
 
+def test_steps_of_two_pipelines_with_one_collector_are_reported_apart(pipeline: Callable[..., Pipeline]) -> None:
+    collector = Observed()
+    one, two = pipeline("one", progress=collector), pipeline("two", progress=collector)
+
+    one.extract([{"id": 1}], table_name="t1")
+    two.extract([{"id": 1}, {"id": 2}], table_name="t2")
+    for act in ("normalize", "load"):
+        getattr(one, act)()
+        getattr(two, act)()
+
+    loaded = {each.pipeline_name: [(row.name, row.rows) for row in each.tables()] for each in collector.records[-2:]}
+    assert loaded == {"one": [("t1", 1)], "two": [("t2", 2)]}
+
+
+def test_a_load_after_all_is_loaded_is_no_part_of_the_report_before(pipeline: Callable[..., Pipeline]) -> None:
+    collector = Observed()
+    shop_pipeline = pipeline(progress=collector)
+    for act in (lambda: shop_pipeline.extract(shop()), shop_pipeline.normalize, shop_pipeline.load, shop_pipeline.load):
+        act()
+
+    first, *_, last = collector.records
+    assert [row.name for row in first.stages()] == ["extract", "normalize", "load"]
+    assert last.tables() == []
+
+
+def test_what_extract_and_normalize_change_step_by_step_is_told_once(pipeline: Callable[..., Pipeline]) -> None:
+    told: list[dict[str, TableChange]] = []
+
+    class Told(CallbackCollector):
+        def on_schema_change(self, pipeline: Any, trace: Any, schema_name: str, changes: Any) -> None:
+            told.append(changes)
+
+    shop_pipeline = pipeline(progress=Told(logger=io.StringIO()))
+    shop_pipeline.extract(pa.table({"id": [1]}), table_name="orders")
+    shop_pipeline.normalize()
+    shop_pipeline.extract([{"id": 1, "lines": [{"id": 1}]}], table_name="orders")
+    shop_pipeline.normalize()
+
+    assert all(each["orders"].is_new for each in told[:1])
+    columns = [(table, column) for each in told for table, change in each.items() for column in change.columns]
+    assert len(columns) == len(set(columns))
+    assert ("orders", "id") in columns
+    assert ("orders__lines", "id") in columns
+
+
+def test_steps_that_fail_again_and_again_are_counted_without_a_limit(pipeline: Callable[..., Pipeline]) -> None:
+    collector = Observed()
+    shop_pipeline = pipeline(progress=collector)
+    shop_pipeline.extract(shop())
+    shop_pipeline.normalize()
+    client = type(shop_pipeline.destination_client())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "update_stored_schema", raise_asleep)
+        for _ in range(2):
+            with pytest.raises(PipelineStepFailed):
+                shop_pipeline.load()
+
+    assert [each.name for each in collector.records[-1].failed_attempts] == ["attempt 1", "attempt 2"]
+
+
+def raise_asleep(*_args: Any, **_options: Any) -> None:
+    raise ConnectionError("asleep")
+
+
+def test_where_a_run_is_told_to_load_to_is_told(pipeline: Callable[..., Pipeline], tmp_path: Path) -> None:
+    collector = Observed()
+    unset = dlt.pipeline("unset", pipelines_dir=str(tmp_path / "unset"), progress=collector)
+
+    unset.run(
+        [{"id": 1}],
+        table_name="orders",
+        destination=dlt.destinations.duckdb(str(tmp_path / "later.duckdb")),
+        dataset_name="given",
+    )
+
+    (record,) = collector.records
+    assert (record.destination, record.dataset_name) == ("duckdb", "given")
+
+
+def test_attributes_of_a_subclass_are_its_own(pipeline: Callable[..., Pipeline]) -> None:
+    class Mine(CallbackCollector):
+        def __init__(self) -> None:
+            super().__init__(logger=io.StringIO())
+            self._key = self._run = self._record = self._changed = self._steps = "mine"  # type: ignore[assignment]
+            self.retry = self.say = self.record = self.steps = 3
+
+    collector = Mine()
+    policy = Retrying(stop=stop_after_attempt(2), reraise=True)
+    build = iter([ConnectionError("asleep"), shop()])
+
+    def source() -> Any:
+        found = next(build)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    runner(pipeline(progress=collector), retry_policy=policy).run_built(source)
+
+    twin = copy.deepcopy(collector)
+    for each in (collector, twin):
+        assert (each._key, each._run, each._record, each._changed, each._steps) == ("mine",) * 5  # type: ignore[comparison-overlap]
+        assert (each.retry, each.say, each.record, each.steps) == (3, 3, 3, 3)
+
+
+def test_a_stop_in_the_last_report_leaves_the_collector_free(pipeline: Callable[..., Pipeline]) -> None:
+    class Stopped(CallbackCollector):
+        def run_ended(self, pipeline: Any, record: RunRecord) -> None:
+            raise KeyboardInterrupt
+
+    collector = Stopped(logger=io.StringIO())
+    with pytest.raises(KeyboardInterrupt):
+        runner(pipeline("one", progress=collector)).run([{"id": 1}], table_name="orders")
+
+    assert state_of(collector) == state_of(CallbackCollector())
+
+
+def test_nothing_of_a_run_that_has_ended_is_kept(pipeline: Callable[..., Pipeline]) -> None:
+    collector = CallbackCollector(logger=io.StringIO())
+    try:
+        raise ValueError("of the user's own")
+    except ValueError:
+        pipeline(progress=collector).run(shop())
+
+    assert state_of(collector) == state_of(CallbackCollector())
+
+
 def test_a_step_by_itself_has_its_callbacks_but_those_of_a_run(pipeline: Callable[..., Pipeline]) -> None:
     collector = Recorder()
 
@@ -404,7 +534,8 @@ def test_a_failure_without_the_runner_is_told_with_what_is_next(act: str, pipeli
     (record,) = collector.records
     (attempt,) = record.failed_attempts
     assert attempt.error is error.value
-    assert (attempt.name, attempt.step, attempt.pending) == ("attempt 1 of 1", "extract", ())
+    name = "attempt 1 of 1" if act == "run" else "attempt 1"
+    assert (attempt.name, attempt.step, attempt.pending) == (name, "extract", ())
     assert attempt.next == f"No further attempt: pipeline.{act}() makes one."
 
 

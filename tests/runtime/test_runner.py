@@ -373,8 +373,7 @@ def test_each_failed_attempt_is_recorded_with_what_waits_and_what_is_next(
         "the jobs that were loaded."
     )
     assert last.next == (
-        "No further attempt: the retry policy allows no more (3 attempts). The next run loads first what is pending, "
-        "if something is."
+        "No further attempt: the retry policy allows no more (3 attempts). The next run loads first what is pending."
     )
     assert run.record.attempts == 3
     assert run.record.error is last.error

@@ -7,8 +7,9 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Hashable, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TextIO, TypeAlias
 
 from dlt.common import logger as dlt_logger
@@ -31,6 +32,52 @@ _claiming = threading.Lock()
 
 # Quoted: on Python 3.10 a LoggerAdapter takes no type argument when the program runs.
 TLogger: TypeAlias = 'logging.Logger | logging.LoggerAdapter[Any] | TextIO | Literal["stdout", "dlt_logger"]'
+
+
+@dataclass
+class _Run:
+    """What a collector knows of the run that it serves; that of no run, by default.
+
+    Attributes:
+        pipeline: The pipeline that runs; the lock above guards it.
+        record: What is known of the run.
+        is_managed: Whether a runner says when it begins and ends.
+        alone_with: What was called, where no runner is.
+        progress: Counters of the stage that is under way.
+        last_trace: dlt's last trace.
+        logged_at: When the last line of progress was written, in seconds of the collector's clock.
+        error_before: What was being handled when the run began; it is not the run's.
+        columns: The columns of all tables when they were last looked at; None before the first stage.
+        untold: What has changed since, and nobody was told of.
+    """
+
+    pipeline: SupportsPipeline | None = None
+    record: RunRecord | None = None
+    is_managed: bool = False
+    alone_with: TPipelineStep = "run"
+    progress: StageProgress | None = None
+    last_trace: PipelineTrace | None = None
+    logged_at: float = float("-inf")
+    error_before: BaseException | None = None
+    columns: dict[str, Columns] | None = None
+    untold: dict[str, SchemaChanges] = field(default_factory=dict[str, SchemaChanges])
+
+
+@dataclass
+class _Steps:
+    """What a collector keeps between steps of a pipeline that are called one by one.
+
+    Attributes:
+        pipeline: The pipeline.
+        belongs_to: Where the steps run, as `belongs_to` tells.
+        record: What is known of all of them.
+        columns: The columns of all tables after the last of them.
+    """
+
+    pipeline: SupportsPipeline
+    belongs_to: Hashable
+    record: RunRecord
+    columns: dict[str, Columns] | None = None
 
 
 class CallbackCollector(LogCollector):
@@ -63,7 +110,9 @@ class CallbackCollector(LogCollector):
             dump_system_stats=False,
         )
         self._now = clock
-        self._reset()
+        # By names that no subclass takes by accident.
+        self.__run = _Run()
+        self.__steps: dict[str, _Steps] = {}
 
     # -- callbacks: override these ------------------------------------------------------------------------------------
 
@@ -129,8 +178,8 @@ class CallbackCollector(LogCollector):
     @override
     def on_log(self) -> None:
         """Called when a counter moves, at most once a log period, and when a stage ends. Logs the line of progress."""
-        if self._progress is not None:
-            self.say(self._progress.line(self._now()), self.log_level)
+        if self.__run.progress is not None:
+            self.write_line(self.__run.progress.line(self._now()), self.log_level)
 
     # -- what the runner uses -----------------------------------------------------------------------------------------
 
@@ -143,37 +192,40 @@ class CallbackCollector(LogCollector):
             record: Of the run; whoever calls this keeps it.
         """
         collector = self._claimed_by(pipeline)
-        collector._managed = True  # noqa: SLF001 - it is one of us
+        collector.__run.is_managed = True  # noqa: SLF001 - it is one of us
         try:
             with record.until_finished():
                 collector._begin(pipeline, record)  # noqa: SLF001
                 yield
         finally:
-            collector._managed = False  # noqa: SLF001
             collector._end(pipeline)  # noqa: SLF001
 
-    def say(self, message: str, level: int = logging.INFO) -> None:
+    def write_line(self, message: str, level: int = logging.INFO) -> None:
         """Write a line to where progress goes; a failure to do so is logged and costs nothing."""
-        self._guard(self._say, message, level)
+        self._guard(self._write_line, message, level)
 
-    def _say(self, message: str, level: int) -> None:
+    def _write_line(self, message: str, level: int) -> None:
         if self.logger == "dlt_logger":
             # dlt makes its logger when it first reads its configuration.
             self.logger = dlt_logger.LOGGER or "stdout"
         self._log(level, message)
 
-    def retry(
+    def report_retry(
         self, pipeline: SupportsPipeline, retry_attempt: int, last_attempt: bool, exception: BaseException
     ) -> None:
         """Call `on_retry` after a failed attempt that is followed by another."""
-        self._call(self.on_retry, pipeline, self._last_trace, retry_attempt, last_attempt, exception)
+        self._call(self.on_retry, pipeline, self.__run.last_trace, retry_attempt, last_attempt, exception)
 
     def report_failure(self, pipeline: SupportsPipeline, attempt: FailedAttempt) -> None:
         """Report an attempt that has failed, the last one too."""
-        if self._record is not None:
-            self._guard(self.attempt_failed, pipeline, self._record, attempt)
+        if self.__run.record is not None:
+            self._guard(self.attempt_failed, pipeline, self.__run.record, attempt)
 
     # -- for collectors built on this one -----------------------------------------------------------------------------
+
+    def belongs_to(self) -> Hashable:
+        """Return what a run belongs to; steps called one by one are told in one report while it is the same."""
+        return None
 
     def run_started(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
         """A run begins; `record` fills while it goes on."""
@@ -207,19 +259,22 @@ class CallbackCollector(LogCollector):
         if step not in ("run", *STAGES):
             return
         collector = self._claimed_by(pipeline)
-        if not collector._managed:  # noqa: SLF001 - it is one of us
+        if not collector.__run.is_managed:  # noqa: SLF001 - it is one of us
             collector._begin_alone(pipeline, step)  # noqa: SLF001
 
     @override
     def on_start_trace_step(self, trace: PipelineTrace, step: TPipelineStep, pipeline: SupportsPipeline) -> None:
         if step not in STAGES:
             return
-        if self._columns is None:
+        if self.__run.record is not None:
+            # Known only now: pipeline.run() may be given both.
+            self._guard(self.__run.record.describe, pipeline)
+        if self.__run.columns is None:
             # Not earlier: a new working directory has no schemas until dlt has fetched them from the destination.
-            self._columns = _columns_of(pipeline)
-        self._progress = StageProgress(step, started=self._now())
-        self._logged_at = float("-inf")
-        self._guard(self.stage_started, pipeline, self._progress)
+            self.__run.columns = _columns_of(pipeline)
+        self.__run.progress = StageProgress(step, started=self._now())
+        self.__run.logged_at = float("-inf")
+        self._guard(self.stage_started, pipeline, self.__run.progress)
         self._call(getattr(self, f"before_{step}"), pipeline, trace)
 
     @override
@@ -231,14 +286,16 @@ class CallbackCollector(LogCollector):
         step_info: Any,
         send_state: bool,
     ) -> None:
-        self._last_trace = trace
-        record = self._record
+        self.__run.last_trace = trace
+        record = self.__run.record
         if record is not None:
             record.secrets |= resolved_secrets()
             record.add_step(step)
         if step.step not in STAGES:
             return
-        progress = self._progress or StageProgress(step.step, started=self._now())
+        progress = self.__run.progress or StageProgress(step.step, started=self._now())
+        if not step.step_exception:
+            progress.finish()
         self._call(self.on_log)
         if record is not None:
             self._guard(self._note_schemas, pipeline, record, step)
@@ -246,21 +303,21 @@ class CallbackCollector(LogCollector):
             if step.step == "normalize" and not step.step_exception:
                 self._tell_schema_changes(pipeline, record)
         self._call(getattr(self, f"after_{step.step}"), pipeline, trace)
-        self._progress = None
+        self.__run.progress = None
 
     @override
     def on_end_trace(self, trace: PipelineTrace, pipeline: SupportsPipeline, send_state: bool) -> None:
-        self._last_trace = trace
-        if self._record is not None:
-            self._record.add_trace(trace)
-        if self._managed or not trace.steps or trace.steps[-1].step != self._alone_with:
+        self.__run.last_trace = trace
+        if self.__run.record is not None:
+            self.__run.record.add_trace(trace)
+        if self.__run.is_managed or not trace.steps or trace.steps[-1].step != self.__run.alone_with:
             return
         # dlt calls this while the error is on its way out. A signal leaves no mark in the trace, and a run inside an
         # `except` block of the user's finds that block's error here as well, so compare with what was before.
         error = sys.exc_info()[1]
-        if self._record is not None:
-            self._record.finish(None if error is self._error_before_run else error)
-            self._guard(self._note_only_failure, pipeline, self._record)
+        if self.__run.record is not None:
+            self.__run.record.finish(None if error is self.__run.error_before else error)
+            self._guard(self._note_only_failure, pipeline, self.__run.record)
         self._end(pipeline)
 
     @override
@@ -275,21 +332,21 @@ class CallbackCollector(LogCollector):
     ) -> None:
         # dlt shields its trace hooks but not this method: an error here would fail the load.
         try:
-            if self._progress is None:
+            if self.__run.progress is None:
                 return
-            self._progress.update(name, inc, total, inc_total, label)
-            self.stage_moved(self._progress)
+            self.__run.progress.update(name, inc, total, inc_total, label)
+            self.stage_moved(self.__run.progress)
             now = self._now()
-            if now - self._logged_at >= self.log_period:
-                self._logged_at = now
+            if now - self.__run.logged_at >= self.log_period:
+                self.__run.logged_at = now
                 self._call(self.on_log)
         except Exception as error:  # noqa: BLE001 - no report is worth a load
             logger.warning("Progress of %r could not be counted\n%s", name, self._traceback(error))
 
     @override
     def _start(self, step: str) -> None:
-        if self._progress is not None:
-            self._guard(self._progress.open)
+        if self.__run.progress is not None:
+            self._guard(self.__run.progress.open)
 
     @override
     def _stop(self) -> None:
@@ -301,78 +358,90 @@ class CallbackCollector(LogCollector):
     def _claimed_by(self, pipeline: SupportsPipeline) -> CallbackCollector:
         """Return the collector that serves this pipeline: this one, or a copy while this one serves another."""
         with _claiming:
-            if self._pipeline is None or self._pipeline is pipeline:
-                self._pipeline = pipeline
+            if self.__run.pipeline is None or self.__run.pipeline is pipeline:
+                self.__run.pipeline = pipeline
                 return self
             twin = copy.deepcopy(self)
-            twin._pipeline = pipeline  # noqa: SLF001 - it is one of us
+            twin.__run.pipeline = pipeline  # noqa: SLF001 - it is one of us
         # dlt asks the pipeline for its collector each time, so from here on all it tells goes to the copy.
         pipeline.collector = twin  # type: ignore[attr-defined]
         return twin
 
     def _begin(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
-        self._record = record
-        self._last_trace = None
-        self._by_steps = None
-        self._columns = None
-        self._untold = {}
+        self.__run = _Run(pipeline, record, is_managed=self.__run.is_managed, error_before=self.__run.error_before)
+        self.__steps.pop(pipeline.pipeline_name, None)
         self._guard(self.run_started, pipeline, record)
         self._call(self.on_before, pipeline)
 
     def _begin_alone(self, pipeline: SupportsPipeline, step: TPipelineStep) -> None:
         """Begin a run that no runner manages: `pipeline.run`, or one of its steps by itself."""
-        self._alone_with = step
-        self._error_before_run = sys.exc_info()[1]
+        self.__run.error_before = sys.exc_info()[1]
         if step == "run":
             self._begin(pipeline, RunRecord.of(pipeline, {}))
             return
-        # Steps that are called one by one are told in one report, from extract on.
-        if step == "extract" or self._by_steps is None:
-            self._by_steps = RunRecord.of(pipeline, {})
-            self._columns = None
-        self._record = self._by_steps
-        self._record.finished_at = None
-        self._guard(self.run_started, pipeline, self._record)
+        # Steps that are called one by one are told in one report: from extract on, until all is loaded.
+        name, belongs_to = pipeline.pipeline_name, self.belongs_to()
+        steps = self.__steps.get(name)
+        if step == "extract" or steps is None or (steps.pipeline, steps.belongs_to) != (pipeline, belongs_to):
+            steps = self.__steps[name] = _Steps(pipeline, belongs_to, RunRecord.of(pipeline, {}))
+            steps.record.is_by_steps = True
+        self.__run = _Run(
+            pipeline, steps.record, alone_with=step, error_before=self.__run.error_before, columns=steps.columns
+        )
+        steps.record.finished_at = None
+        self._guard(self.run_started, pipeline, steps.record)
 
     def _end(self, pipeline: SupportsPipeline) -> None:
-        record, self._record = self._record, None
-        if record is not None:
-            self._tell_schema_changes(pipeline, record)
-            self._guard(self.run_ended, pipeline, record)
-            if record is not self._by_steps:
-                self._call(self.on_after, pipeline, self._last_trace, record.error)
-        self._pipeline = None
+        record, last_trace = self.__run.record, self.__run.last_trace
+        try:
+            if record is not None:
+                self._tell_schema_changes(pipeline, record)
+                self._guard(record.describe, pipeline)
+                self._guard(self.run_ended, pipeline, record)
+                steps = self.__steps.get(pipeline.pipeline_name)
+                if steps is not None and steps.record is record:
+                    steps.columns = self.__run.columns
+                    if self.__run.alone_with == "load" and record.error is None:
+                        del self.__steps[pipeline.pipeline_name]
+                else:
+                    self._call(self.on_after, pipeline, last_trace, record.error)
+        finally:
+            # Whatever it was, even Ctrl-C in the middle of a report: the next run finds nothing of this one.
+            self.__run = _Run()
 
     def _note_only_failure(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
         if record.error is None:
             return
         pending = pending_lines(pipeline)
-        following = f"No further attempt: pipeline.{self._alone_with}() makes one."
+        step = self.__run.alone_with
+        following = f"No further attempt: pipeline.{step}() makes one."
         if pending:
             following += (
                 " The next pipeline.run() loads what is pending, and nothing else; prefect_dlt.runner loads that first"
                 " and then what it is given."
             )
-        self.report_failure(pipeline, record.note_failure(record.error, 1, pending, following))
+        of = 1 if step == "run" else None
+        self.report_failure(pipeline, record.note_failure(record.error, of, pending, following))
 
     def _note_schemas(self, pipeline: SupportsPipeline, record: RunRecord, step: PipelineStepTrace) -> None:
         record.tables_known = _tables_of(pipeline)
         if step.step_exception:
             return  # dlt takes back what a failed step did to the schemas.
-        before, self._columns = self._columns or {}, _columns_of(pipeline)
-        for schema_name, changes in compare_schemas(before, self._columns).items():
+        before, self.__run.columns = self.__run.columns or {}, _columns_of(pipeline)
+        for schema_name, changes in compare_schemas(before, self.__run.columns).items():
             record.note_schema_changes(schema_name, changes)
-            untold = self._untold.setdefault(schema_name, {})
-            for table in changes:
-                # As it is seen from before the run: what extract has found of a new table is new as well.
-                untold[table] = record.schema_changes[schema_name][table]
+            untold = self.__run.untold.setdefault(schema_name, {})
+            for table, change in changes.items():
+                # As it is seen from before the run: what normalize adds to a table that extract found is new as well.
+                seen = replace(change, is_new=record.schema_changes[schema_name][table].is_new)
+                untold[table] = untold[table].then(seen) if table in untold else seen
 
     def _tell_schema_changes(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
-        untold, self._untold = self._untold, {}
+        untold, self.__run.untold = self.__run.untold, {}
         if untold:
             self._guard(self.schema_changed, pipeline, record, untold)
         for schema_name, changes in untold.items():
-            self._call(self.on_schema_change, pipeline, self._last_trace, schema_name, changes)
+            self._call(self.on_schema_change, pipeline, self.__run.last_trace, schema_name, changes)
 
     def _call(self, callback: Callable[..., None], *args: Any) -> None:
         try:
@@ -388,30 +457,13 @@ class CallbackCollector(LogCollector):
             logger.warning("%s could not report; the run goes on\n%s", type(self).__name__, self._traceback(error))
 
     def _traceback(self, error: Exception) -> str:
-        secrets = self._record.secrets if self._record is not None else set[str]()
+        secrets = self.__run.record.secrets if self.__run.record is not None else set[str]()
         return redacted_traceback(error, secrets | resolved_secrets())
-
-    def _reset(self) -> None:
-        # The pipeline that is served; the lock above guards it.
-        self._pipeline: SupportsPipeline | None = None
-        self._managed = False
-        self._alone_with: TPipelineStep = "run"
-        self._record: RunRecord | None = None
-        self._by_steps: RunRecord | None = None
-        self._progress: StageProgress | None = None
-        self._last_trace: PipelineTrace | None = None
-        self._logged_at = float("-inf")
-        self._error_before_run: BaseException | None = None
-        self._columns: dict[str, Columns] | None = None
-        self._untold: dict[str, SchemaChanges] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # For copies, and for tasks in other processes: settings go along, and neither the state of a run, its secrets
         # among it, nor what only this process has.
-        twin = object.__new__(type(self))
-        vars(twin).update(vars(self))
-        twin._reset()
-        return vars(twin)
+        return {**vars(self), "_CallbackCollector__run": _Run(), "_CallbackCollector__steps": {}}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CallbackCollector:
         # dlt copies the collector with a pipeline. Loggers are shared, and whatever else a subclass has.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,29 @@ CLOSE_TIMEOUT = 5.0
 """Longest wait at the end of a run for Prefect's API to take the last reports, in seconds."""
 
 
+@dataclass
+class _Reporting:
+    """What a collector knows of the run that it reports; that of no run, by default.
+
+    Attributes:
+        ids: Flow run and task run; None outside of Prefect.
+        forwarding: What to stop forwarding dlt's log records with.
+        meter: Measures CPU and memory.
+        resources: The run, as events name it.
+        changed: Changes of schemas that no event tells of yet.
+        key: Key of the progress artifact of the stage that is under way.
+        last_put: When its last state was put, in seconds of the collector's clock.
+    """
+
+    ids: Run | None = None
+    forwarding: int | None = None
+    meter: UsageMeter | None = None
+    resources: list[RelatedResource] = field(default_factory=list[RelatedResource])
+    changed: dict[str, SchemaChanges] = field(default_factory=dict[str, SchemaChanges])
+    key: str = ""
+    last_put: float = float("-inf")
+
+
 class PrefectCollector(CallbackCollector):
     """A `CallbackCollector` that also writes Prefect artifacts.
 
@@ -61,43 +85,48 @@ class PrefectCollector(CallbackCollector):
         **kwargs: Callable[[], float],
     ) -> None:
         super().__init__(log_period, logger, log_level, **kwargs)
-        self._close_timeout = close_timeout
-        self._assets = assets
-        self._takes_run_logger = logger is None
+        self.__close_timeout = close_timeout
+        self.__assets = assets
+        self.__takes_run_logger = logger is None
+        # By a name that no subclass takes by accident.
+        self.__run = _Reporting()
         keep_console()  # most collectors are made just before dlt makes its logger
 
     @override
+    def belongs_to(self) -> Hashable:
+        return current_run_ids()
+
+    @override
     def run_started(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
-        self._forwarding = start_forwarding(secrets=record.secrets)
-        self._run_ids = current_run_ids()
-        if self._takes_run_logger:
+        self.__run = _Reporting(current_run_ids(), start_forwarding(secrets=record.secrets))
+        if self.__takes_run_logger:
             self.logger = self._run_logger()
-        if self._run_ids is None:
+        if self.__run.ids is None:
             return
-        self._meter = UsageMeter(self._now)
-        self._resources = run_resources()
+        self.__run.meter = UsageMeter(self._now)
+        self.__run.resources = run_resources()
         record.environment |= environment()
-        flow_run_id, _ = self._run_ids
+        flow_run_id, _ = self.__run.ids
         if flow_run_id is not None:
-            publisher().ask(partial(look_up_deployment, flow_run_id, record.environment), self._run_ids)
+            publisher().ask(partial(look_up_deployment, flow_run_id, record.environment), self.__run.ids)
 
     @override
     def stage_started(self, pipeline: SupportsPipeline, progress: StageProgress) -> None:
-        self._key = artifact_key(pipeline.pipeline_name, progress.stage)
+        self.__run.key = artifact_key(pipeline.pipeline_name, progress.stage)
         self._put_progress(progress)
 
     @override
     def stage_moved(self, progress: StageProgress) -> None:
-        if self._now() - self._last_put >= self.log_period:
+        if self._now() - self.__run.last_put >= self.log_period:
             self._put_progress(progress, live=True)
-            if self._meter is not None:
-                self._meter.measure_if_due()
+            if self.__run.meter is not None:
+                self.__run.meter.measure_if_due()
 
     @override
     def stage_ended(
         self, pipeline: SupportsPipeline, record: RunRecord, progress: StageProgress, step: PipelineStepTrace
     ) -> None:
-        if self._run_ids is None:
+        if self.__run.ids is None:
             return
         self._put_progress(progress, failed=step.step_exception is not None)
         self._measure(record)
@@ -107,49 +136,53 @@ class PrefectCollector(CallbackCollector):
     def schema_changed(
         self, pipeline: SupportsPipeline, record: RunRecord, changed: Mapping[str, SchemaChanges]
     ) -> None:
-        if self._run_ids is None:
+        if self.__run.ids is None:
             return
         self._put(record, schema_report(record))
         for schema, changes in changed.items():
-            self._changed[schema] = {**self._changed.get(schema, {}), **changes}
+            self.__run.changed[schema] = {**self.__run.changed.get(schema, {}), **changes}
 
     @override
     def attempt_failed(self, pipeline: SupportsPipeline, record: RunRecord, attempt: FailedAttempt) -> None:
-        if self._run_ids is None:
+        if self.__run.ids is None:
             return
         self._measure(record)
         self._put(record, failure_report(record, attempt))
 
     @override
     def run_ended(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
-        stop_forwarding(self._forwarding)
-        if self._run_ids is None:
-            return
+        stop_forwarding(self.__run.forwarding)
+        try:
+            if self.__run.ids is not None:
+                self._send_last(record, self.__run.ids)
+        finally:
+            self.__run = _Reporting()
+
+    def _send_last(self, record: RunRecord, run: Run) -> None:
         self._measure(record)
         self._put(record, summary(record))
-        self._guard(self._emit_events, record, self._run_ids)
+        self._guard(self._emit_events, record, run)
         sender = publisher()
-        unsent = sender.flush(self._close_timeout, self._run_ids)
-        if record is not self._by_steps:
+        unsent = sender.flush(self.__close_timeout, run)
+        if not record.is_by_steps:
             # Steps that are called one by one go on with the same artifacts.
-            sender.forget(self._run_ids)
+            sender.forget(run)
         if unsent:
             logger.warning(
                 "Not shown in Prefect: %s (%s). The run is not affected, and it is sent again while this process lives",
                 ", ".join(unsent),
                 sender.trouble or "no answer",
             )
-        self._run_ids = None
 
     def _emit_events(self, record: RunRecord, run: Run) -> None:
         # Changes come last, when the tables are there to be looked at; of too many events, the first are dropped.
-        events = [*(asset_events(record) if self._assets else ()), *schema_events(record, self._changed)]
-        self._changed = {}
-        emit(events, self._resources, run)
+        events = [*(asset_events(record) if self.__assets else ()), *schema_events(record, self.__run.changed)]
+        self.__run.changed = {}
+        emit(events, self.__run.resources, run)
 
     def _measure(self, record: RunRecord) -> None:
-        if self._meter is not None:
-            record.usage = self._meter.measure()
+        if self.__run.meter is not None:
+            record.usage = self.__run.meter.measure()
 
     def _put(self, record: RunRecord, report: Report) -> None:
         self._put_draft(
@@ -160,30 +193,23 @@ class PrefectCollector(CallbackCollector):
                 self._put_draft(artifact_key(record.pipeline_name, name), Draft("table", long.headline, rows))
 
     def _put_progress(self, progress: StageProgress, *, failed: bool = False, live: bool = False) -> None:
-        if self._run_ids is None:
+        if self.__run.ids is None:
             return
-        now = self._last_put = self._now()
+        now = self.__run.last_put = self._now()
         line = progress.line(now) + (" · failed" if failed else "")
-        self._put_draft(self._key, Draft("progress", line, round(progress.percent, 1)), live=live)
+        self._put_draft(self.__run.key, Draft("progress", line, round(progress.percent, 1)), live=live)
 
     def _put_draft(self, key: str, draft: Draft, *, live: bool = False) -> None:
-        if self._run_ids is not None:
-            publisher().put(Place(key, *self._run_ids), draft, live=live)
+        if self.__run.ids is not None:
+            publisher().put(Place(key, *self.__run.ids), draft, live=live)
 
     def _run_logger(self) -> Any:
-        if self._run_ids is None:
+        if self.__run.ids is None:
             return logging.getLogger("prefect_dlt")
         # Prefect keeps the logs of flow runs; for a task outside of one it would warn that it cannot.
-        flow_run_id, _ = self._run_ids
+        flow_run_id, _ = self.__run.ids
         return get_run_logger(send_to_api=flow_run_id is not None)
 
     @override
-    def _reset(self) -> None:
-        super()._reset()
-        self._forwarding: int | None = None
-        self._run_ids: Run | None = None
-        self._meter: UsageMeter | None = None
-        self._resources: list[RelatedResource] = []
-        self._changed: dict[str, SchemaChanges] = {}
-        self._key = ""
-        self._last_put = float("-inf")
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_PrefectCollector__run": _Reporting()}

@@ -120,7 +120,10 @@ class PipelineRunner:
         collector = self.pipeline.collector
         reports = isinstance(collector, CallbackCollector)
         with collector.whole_run(self.pipeline, self.record) if reports else self.record.until_finished():
-            return self._run(build, run_options)
+            info = self._run(build, run_options)
+            if not self.record.steps():
+                self.record.untraced = info
+            return info
 
     def finalize(self) -> LoadInfo | None:
         """Load only what an earlier run left behind; None when there was nothing."""
@@ -177,7 +180,7 @@ class PipelineRunner:
         try:
             return policy(once)
         except BaseException as error:
-            self._note_failure(error, failed_before, self._why_it_ends(error))
+            self._note_failure(error, failed_before, self._why_it_ends(error), is_last=True)
             if not isinstance(error, Exception):
                 raise
             # dlt wraps Ctrl-C and signals in an ordinary error, which callers would take for a failure like any other.
@@ -206,11 +209,11 @@ class PipelineRunner:
         )
         collector = self.pipeline.collector
         if isinstance(collector, CallbackCollector):
-            collector.retry(self.pipeline, state.attempt_number, self._is_last(state), error)
+            collector.report_retry(self.pipeline, state.attempt_number, self._is_last(state), error)
         if self._policy.before_sleep is not None:
             self._policy.before_sleep(state)
 
-    def _note_failure(self, error: BaseException, failed_before: int, following: str) -> None:
+    def _note_failure(self, error: BaseException, failed_before: int, following: str, *, is_last: bool = False) -> None:
         """Record and report an attempt that failed; `failed_before` were made for data of an earlier run."""
         if self.record is None:
             return
@@ -220,6 +223,8 @@ class PipelineRunner:
             pending = [f"the working directory could not be read ({type(problem).__name__})"]
         limit = most_attempts(self._policy)
         most = limit + failed_before if limit is not None else None
+        if is_last:
+            following += " The next run loads first what is pending." if pending else " Nothing is pending."
         attempt = self.record.note_failure(error, most, pending, following)
         collector = self.pipeline.collector
         if isinstance(collector, CallbackCollector):
@@ -227,7 +232,7 @@ class PipelineRunner:
 
     def _why_it_ends(self, error: BaseException) -> str:
         reason = why_not_retried(error, self._steps) or f"the retry policy allows no more ({policy_text(self._policy)})"
-        return f"No further attempt: {reason}. The next run loads first what is pending, if something is."
+        return f"No further attempt: {reason}."
 
     def _is_last(self, state: RetryCallState) -> bool:
         following = RetryCallState(state.retry_object, state.fn, state.args, state.kwargs)
@@ -252,7 +257,7 @@ class PipelineRunner:
         # The collector's logger is that of the Prefect run, where there is one.
         collector = self.pipeline.collector
         if isinstance(collector, CallbackCollector):
-            collector.say(message, level)
+            collector.write_line(message, level)
         else:
             logger.log(level, message)
 
