@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import logging
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -208,6 +210,21 @@ class TestArtifacts:
             for secret in secrets.values():
                 assert secret not in f"{artifact.key} {artifact.description} {artifact.data}"
         assert "401 for ***" in str(artifacts["shop-summary"].data)
+
+    def test_a_thread_with_a_copy_of_the_context_reports_for_its_run(self, pipeline: Callable[..., Pipeline]) -> None:
+        runs: list[UUID] = []
+
+        @flow
+        def main() -> None:
+            runs.append(current_flow_run_id())
+            load = partial(pipeline(progress=PrefectCollector()).run, shop())
+            thread = threading.Thread(target=contextvars.copy_context().run, args=(load,))
+            thread.start()
+            thread.join()
+
+        main()
+
+        assert "shop-summary" in artifacts_of(runs[0])
 
     def test_steps_that_are_called_one_by_one_leave_one_summary(self, pipeline: Callable[..., Pipeline]) -> None:
         runs: list[UUID] = []

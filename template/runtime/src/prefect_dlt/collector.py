@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -82,9 +83,9 @@ class PrefectCollector(CallbackCollector):
         *,
         close_timeout: float = CLOSE_TIMEOUT,
         assets: bool = True,
-        **kwargs: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(log_period, logger, log_level, **kwargs)
+        super().__init__(log_period, logger, log_level, clock=clock)
         self.__close_timeout = close_timeout
         self.__assets = assets
         self.__takes_run_logger = logger is None
