@@ -20,7 +20,7 @@ from prefect_dlt.emitter import emit, run_resources
 from prefect_dlt.environment import environment
 from prefect_dlt.events import schema_events
 from prefect_dlt.keys import artifact_key
-from prefect_dlt.logs import current_run_ids, keep_console, start_forwarding, stop_forwarding
+from prefect_dlt.logs import RunIds, current_run_ids, keep_console, start_forwarding, stop_forwarding
 from prefect_dlt.progress import StageProgress
 from prefect_dlt.publisher import Draft, Place, Run, publisher
 from prefect_dlt.record import FailedAttempt, RunRecord
@@ -69,17 +69,16 @@ class PrefectCollector(CallbackCollector):
     @override
     def run_started(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
         self._forwarding = start_forwarding(secrets=record.secrets)
-        self._run_ids = current_run_ids()
+        self._run = self._run_of(record, current_run_ids())
         if self._takes_run_logger:
             self.logger = self._run_logger()
-        if self._run_ids is None:
+        if self._run is None:
             return
         self._meter = UsageMeter(self._now)
         self._resources = run_resources()
         record.environment |= environment()
-        flow_run_id, _ = self._run_ids
-        if flow_run_id is not None:
-            publisher().ask(partial(look_up_deployment, flow_run_id, record.environment), self._run_ids)
+        if self._run.flow_run_id is not None:
+            publisher().ask(partial(look_up_deployment, self._run.flow_run_id, record.environment), self._run)
 
     @override
     def stage_started(self, pipeline: SupportsPipeline, progress: StageProgress) -> None:
@@ -97,7 +96,7 @@ class PrefectCollector(CallbackCollector):
     def stage_ended(
         self, pipeline: SupportsPipeline, record: RunRecord, progress: StageProgress, step: PipelineStepTrace
     ) -> None:
-        if self._run_ids is None:
+        if self._run is None:
             return
         self._put_progress(progress, failed=step.step_exception is not None)
         self._measure(record)
@@ -107,7 +106,7 @@ class PrefectCollector(CallbackCollector):
     def schema_changed(
         self, pipeline: SupportsPipeline, record: RunRecord, changed: Mapping[str, SchemaChanges]
     ) -> None:
-        if self._run_ids is None:
+        if self._run is None:
             return
         self._put(record, schema_report(record))
         for schema, changes in changed.items():
@@ -115,7 +114,7 @@ class PrefectCollector(CallbackCollector):
 
     @override
     def attempt_failed(self, pipeline: SupportsPipeline, record: RunRecord, attempt: FailedAttempt) -> None:
-        if self._run_ids is None:
+        if self._run is None:
             return
         self._measure(record)
         self._put(record, failure_report(record, attempt))
@@ -123,23 +122,25 @@ class PrefectCollector(CallbackCollector):
     @override
     def run_ended(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
         stop_forwarding(self._forwarding)
-        if self._run_ids is None:
+        if self._run is None:
             return
         self._measure(record)
         self._put(record, summary(record))
-        self._guard(self._emit_events, record, self._run_ids)
+        self._guard(self._emit_events, record, self._run)
         sender = publisher()
-        unsent = sender.flush(self._close_timeout, self._run_ids)
-        if record is not self._by_steps:
+        unsent = sender.flush(self._close_timeout, self._run)
+        if record is self._by_steps:
             # Steps that are called one by one go on with the same artifacts.
-            sender.forget(self._run_ids)
+            self._run_of_steps = self._run
+        else:
+            sender.forget(self._run)
         if unsent:
             logger.warning(
                 "Not shown in Prefect: %s (%s). The run is not affected, and it is sent again while this process lives",
                 ", ".join(unsent),
                 sender.trouble or "no answer",
             )
-        self._run_ids = None
+        self._run = None
 
     def _emit_events(self, record: RunRecord, run: Run) -> None:
         # Changes come last, when the tables are there to be looked at; of too many events, the first are dropped.
@@ -160,28 +161,35 @@ class PrefectCollector(CallbackCollector):
                 self._put_draft(artifact_key(record.pipeline_name, name), Draft("table", long.headline, rows))
 
     def _put_progress(self, progress: StageProgress, *, failed: bool = False, live: bool = False) -> None:
-        if self._run_ids is None:
+        if self._run is None:
             return
         now = self._last_put = self._now()
         line = progress.line(now) + (" · failed" if failed else "")
         self._put_draft(self._key, Draft("progress", line, round(progress.percent, 1)), live=live)
 
     def _put_draft(self, key: str, draft: Draft, *, live: bool = False) -> None:
-        if self._run_ids is not None:
-            publisher().put(Place(key, *self._run_ids), draft, live=live)
+        if self._run is not None:
+            publisher().put(Place(key, self._run), draft, live=live)
+
+    def _run_of(self, record: RunRecord, run_ids: RunIds | None) -> Run | None:
+        before, self._run_of_steps = self._run_of_steps, None
+        if run_ids is None:
+            return None
+        is_step = record is self._by_steps
+        return before if is_step and before and run_ids == (before.flow_run_id, before.task_run_id) else Run(*run_ids)
 
     def _run_logger(self) -> Any:
-        if self._run_ids is None:
+        if self._run is None:
             return logging.getLogger("prefect_dlt")
         # Prefect keeps the logs of flow runs; for a task outside of one it would warn that it cannot.
-        flow_run_id, _ = self._run_ids
-        return get_run_logger(send_to_api=flow_run_id is not None)
+        return get_run_logger(send_to_api=self._run.flow_run_id is not None)
 
     @override
     def _reset(self) -> None:
         super()._reset()
         self._forwarding: int | None = None
-        self._run_ids: Run | None = None
+        self._run: Run | None = None
+        self._run_of_steps: Run | None = None
         self._meter: UsageMeter | None = None
         self._resources: list[RelatedResource] = []
         self._changed: dict[str, SchemaChanges] = {}

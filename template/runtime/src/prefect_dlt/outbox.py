@@ -32,8 +32,20 @@ BATCH = 200
 BATCH_BYTES = 1_000_000
 """Bytes of events in one call, at most; an event that is larger goes alone."""
 
-Run = tuple[UUID | None, UUID | None]
-"""Which run: the ids of its flow run and its task run."""
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a pipeline, in a flow run or task run of Prefect's, which may have several of them, also at once.
+
+    Attributes:
+        flow_run_id: The flow run; None in a task that runs outside of one.
+        task_run_id: The task run; None when the flow itself runs the pipeline.
+        id: Tells it from others in the same flow run and task run; by default, it is a new run.
+    """
+
+    flow_run_id: UUID | None
+    task_run_id: UUID | None
+    id: UUID = field(default_factory=uuid4)
 
 
 @dataclass(frozen=True)
@@ -41,13 +53,7 @@ class Place:
     """Which artifact: its key, and the run that it belongs to. The same key in another run is its next version."""
 
     key: str
-    flow_run_id: UUID | None
-    task_run_id: UUID | None
-
-    @property
-    def run(self) -> Run:
-        """The run that the artifact belongs to."""
-        return self.flow_run_id, self.task_run_id
+    run: Run
 
 
 @dataclass(frozen=True)

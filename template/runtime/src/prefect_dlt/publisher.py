@@ -366,7 +366,8 @@ class Publisher:
 
 def _created(artifact: Artifact, draft: Draft) -> Event:
     """Return the event that Prefect's own functions send when they have created an artifact."""
-    runs = {"flow-run": artifact.place.flow_run_id, "task-run": artifact.place.task_run_id}
+    run = artifact.place.run
+    runs = {"flow-run": run.flow_run_id, "task-run": run.task_run_id}
     return Event(
         event="prefect.artifact.created",
         resource=Resource(
