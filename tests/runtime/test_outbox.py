@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from prefect_dlt import outbox as module
-from prefect_dlt.outbox import Draft, Letter, Outbox, Place, Run
+from prefect_dlt.outbox import Draft, Letter, Outbox, Place, Rank, Run
 
 # Two pipelines in one flow run and task run.
 RUN = Run(UUID(int=1), UUID(int=2))
@@ -50,6 +50,17 @@ def test_progress_waits_while_its_turn_has_not_come_and_goes_when_its_run_ends()
 
     assert outbox.take_letters(live=False, hurry=()) == []
     assert [letter.run for letter in outbox.take_letters(live=False, hurry=[OTHER])] == [OTHER]
+
+
+def test_of_a_run_that_waits_the_summary_goes_first_and_progress_last_and_others_behind_it() -> None:
+    outbox = Outbox()
+    outbox.put(place("summary", OTHER), Draft("markdown", "Of another run", "x", Rank.SUMMARY), live=False)
+    for rank in (Rank.PROGRESS, Rank.REPORT, Rank.FAILURE, Rank.SUMMARY):
+        outbox.put(place(rank.name), Draft("markdown", "One line", "x", rank), live=rank is Rank.PROGRESS)
+
+    letters = outbox.take_letters(live=False, hurry=[RUN])
+
+    assert list(shown(letters)) == ["SUMMARY", "FAILURE", "REPORT", "PROGRESS", "summary"]
 
 
 def test_progress_that_takes_the_place_of_a_first_state_is_as_urgent() -> None:
@@ -95,7 +106,6 @@ def test_a_run_is_told_of_what_has_not_been_sent_and_nobody_is_told_twice() -> N
     outbox.put(place("summary"), draft(), live=False)
     outbox.emit("{}", RUN)
     outbox.emit("{}", None)
-    outbox.ask(lambda _client: None, RUN)
     outbox.put(place("other", OTHER), draft(), live=False)
 
     assert outbox.is_pending(RUN, outbox.now())

@@ -4,6 +4,7 @@ The API is a real server on a loopback socket that answers, refuses, hangs or br
 """
 
 import contextlib
+import functools
 import json
 import logging
 import multiprocessing
@@ -27,9 +28,9 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from prefect_dlt import prefect_api
+from prefect_dlt import look_ups, prefect_api
 from prefect_dlt import publisher as module
-from prefect_dlt.publisher import Draft, Place, Publisher, Run, publisher
+from prefect_dlt.publisher import Draft, Place, Publisher, Rank, Run, publisher
 
 NO_RUN = Run(None, None)
 
@@ -677,38 +678,104 @@ def test_events_that_were_not_taken_are_sent_again_and_belong_to_their_run(api: 
     assert sorted(numbers(api)) == [0, 1, 2]
 
 
-def test_a_look_up_comes_once_and_before_the_drafts_of_its_round_and_outside_of_every_run(api: Api, using: Any) -> None:
-    seen: list[Any] = []
-    fine = api.status_of
+def test_neither_drafts_nor_a_flush_wait_for_a_look_up(api: Api, using: Any) -> None:
+    asked, answered, seen = threading.Event(), threading.Event(), list[Any]()
 
-    def record(body: Any, create: bool) -> int:
-        seen.append("draft")
-        return fine(body, create)
-
-    def question(client: Any) -> None:
+    def look_up(client: Any) -> None:
+        asked.set()
+        assert answered.wait(GENEROUS)
+        client.request("POST", "/artifacts/filter", json={})
         seen.append((str(client.api_url), TagsContext.get().current_tags))
 
-    api.status_of = record
-    with tags("of the run that came first"):
+    with tags("of the run that asks"):
         sender = using(api.url)
-    with sender._changed:
-        sender.ask(question)
-        sender.put(place(), progress(1.0))
-
-    assert sender.flush(GENEROUS, NO_RUN) == []
-    assert seen == [(api.url + "/", set()), "draft"]
-
-
-def test_a_look_up_that_fails_costs_nothing(api: Api, using: Any) -> None:
-    def question(_client: Any) -> None:
-        raise KeyError("deployment")
-
-    sender = using(api.url)
-    sender.ask(question)
+        sender.ask(look_up)
+    assert asked.wait(GENEROUS)
     sender.put(place(), progress(1.0))
 
     assert sender.flush(GENEROUS, NO_RUN) == []
+    assert seen == []
+    answered.set()
+    assert eventually(lambda: seen == [(api.url + "/", set())])
+
+
+def test_a_look_up_that_fails_costs_neither_the_next_one_nor_a_draft(api: Api, using: Any) -> None:
+    def fail(_client: Any) -> None:
+        raise KeyError("deployment")
+
+    sender, answered = using(api.url), threading.Event()
+    sender.ask(fail)
+    sender.ask(lambda _client: answered.set())
+    sender.put(place(), progress(1.0))
+
+    assert sender.flush(GENEROUS, NO_RUN) == []
+    assert answered.wait(GENEROUS)
     assert api.data("shop-load") == [1.0]
+
+
+def test_of_look_ups_that_are_not_answered_only_so_many_wait(api: Api, using: Any) -> None:
+    api.hanging.set()
+    sender, asked = using(api.url), list[int]()
+
+    def look_up(number: int, client: Any) -> None:
+        asked.append(number)
+        client.request("POST", "/artifacts/filter", json={})
+
+    sender.ask(functools.partial(look_up, -1))
+    assert api.caught.wait(GENEROUS)
+    for number in range(look_ups.MOST_WAITING + 10):
+        sender.ask(functools.partial(look_up, number))
+    api.hanging.clear()
+    api.released.set()
+
+    assert eventually(lambda: len(asked) == 1 + look_ups.MOST_WAITING)
+    assert asked == list(range(-1, look_ups.MOST_WAITING))
+
+
+def test_closing_ends_a_look_up_that_hangs(api: Api, using: Any) -> None:
+    api.hanging.set()
+    sender = using(api.url)
+    sender.ask(lambda client: client.request("POST", "/artifacts/filter", json={}))
+    assert api.caught.wait(GENEROUS)
+
+    sender.close(GENEROUS)
+
+    assert not [each for each in threading.enumerate() if each.name == "prefect-dlt-look-up"]
+    assert api.hanging.is_set()
+
+
+def test_when_a_run_begins_to_wait_what_is_under_way_ends_and_then_its_summary_goes_first(
+    api: Api, using: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CONNECTIONS", 1)
+    fine, asked, answered, order = api.status_of, threading.Event(), threading.Event(), list[str]()
+
+    def answer_when_told(body: Any, create: bool) -> int:
+        order.append(body["key"])
+        asked.set()
+        answered.wait(GENEROUS)
+        return fine(body, create)
+
+    api.status_of = answer_when_told
+    sender, unsent = using(api.url), list[list[str]]()
+    with sender._changed:
+        for key in ("first", "second", "third"):
+            sender.put(place(key), Draft("markdown", key, key))
+    assert asked.wait(GENEROUS)
+    sender.put(place("shop-load"), Draft("progress", "Done", 100.0, Rank.PROGRESS))
+    sender.put(place("summary"), Draft("markdown", "Loaded", "# Loaded", Rank.SUMMARY))
+    sender.emit(event())
+    thread = threading.Thread(target=lambda: unsent.append(sender.flush(GENEROUS, NO_RUN)))
+    thread.start()
+    assert eventually(lambda: bool(sender._flushing))
+    answered.set()
+    thread.join()
+
+    assert unsent == [[]]
+    assert order[:2] == ["first", "summary"]
+    assert set(order[2:4]) == {"second", "third"}
+    assert order[4] == "shop-load"
+    assert api.requests[-1][1] == "/api/events"
 
 
 # -- the end, and other processes --------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from dlt.common.pipeline import SupportsPipeline
@@ -15,14 +14,14 @@ from typing_extensions import override
 
 from prefect_dlt.assets import asset_events
 from prefect_dlt.callbacks import CallbackCollector, TLogger
-from prefect_dlt.deployment import look_up_deployment
+from prefect_dlt.deployment import note_names
 from prefect_dlt.emitter import emit, run_resources
 from prefect_dlt.environment import environment
 from prefect_dlt.events import schema_events
 from prefect_dlt.keys import artifact_key
 from prefect_dlt.logs import RunIds, current_run_ids, keep_console, start_forwarding, stop_forwarding
 from prefect_dlt.progress import StageProgress
-from prefect_dlt.publisher import Draft, Place, Run, publisher
+from prefect_dlt.publisher import Draft, Place, Rank, Run, publisher
 from prefect_dlt.record import FailedAttempt, RunRecord
 from prefect_dlt.report import Report, failure_report, schema_report, stage_report, summary
 from prefect_dlt.schema_changes import SchemaChanges
@@ -76,9 +75,9 @@ class PrefectCollector(CallbackCollector):
             return
         self._meter = UsageMeter(self._now)
         self._resources = run_resources()
-        record.environment |= environment()
-        if self._run.flow_run_id is not None:
-            publisher().ask(partial(look_up_deployment, self._run.flow_run_id, record.environment), self._run)
+        record.environment = {**record.environment, **environment()}
+        if self._run.flow_run_id is not None and (look_up := note_names(record, self._run.flow_run_id)) is not None:
+            publisher().ask(look_up)
 
     @override
     def stage_started(self, pipeline: SupportsPipeline, progress: StageProgress) -> None:
@@ -153,9 +152,8 @@ class PrefectCollector(CallbackCollector):
             record.usage = self._meter.measure()
 
     def _put(self, record: RunRecord, report: Report) -> None:
-        self._put_draft(
-            artifact_key(record.pipeline_name, report.name), Draft("markdown", report.headline, report.page)
-        )
+        draft = Draft("markdown", report.headline, report.page, _rank(report))
+        self._put_draft(artifact_key(record.pipeline_name, report.name), draft)
         for long in report.lists:
             for name, rows in long.parts():
                 self._put_draft(artifact_key(record.pipeline_name, name), Draft("table", long.headline, rows))
@@ -165,7 +163,7 @@ class PrefectCollector(CallbackCollector):
             return
         now = self._last_put = self._now()
         line = progress.line(now) + (" · failed" if failed else "")
-        self._put_draft(self._key, Draft("progress", line, round(progress.percent, 1)), live=live)
+        self._put_draft(self._key, Draft("progress", line, round(progress.percent, 1), Rank.PROGRESS), live=live)
 
     def _put_draft(self, key: str, draft: Draft, *, live: bool = False) -> None:
         if self._run is not None:
@@ -195,3 +193,9 @@ class PrefectCollector(CallbackCollector):
         self._changed: dict[str, SchemaChanges] = {}
         self._key = ""
         self._last_put = float("-inf")
+
+
+def _rank(report: Report) -> Rank:
+    if report.name == "summary":
+        return Rank.SUMMARY
+    return Rank.FAILURE if report.name.startswith("failed_attempt") else Rank.REPORT

@@ -46,7 +46,9 @@ KEEPALIVE = 4.0
 """Seconds that an idle connection is used again; Prefect's server closes it after 5."""
 
 CONNECTIONS = 4
-"""Calls at a time, so that an API that takes seconds for each gets a run's last reports in time."""
+"""Calls at a time, so that an API that takes seconds for each gets a run's last reports in time.
+
+One more is for what is looked up meanwhile."""
 
 MARK = "prefect-dlt"
 """Name, in the metadata of an artifact, of what tells it from others with the same key and run."""
@@ -166,7 +168,7 @@ class PrefectApi:
         # With settings of its own, it is not the client of the run, which is another thread's.
         settings: dict[str, Any] = {
             "timeout": Timeout(REQUEST_TIMEOUT, connect=CONNECT_TIMEOUT),
-            "limits": Limits(max_connections=CONNECTIONS, keepalive_expiry=KEEPALIVE),
+            "limits": Limits(max_connections=CONNECTIONS + 1, keepalive_expiry=KEEPALIVE),
             "event_hooks": {"request": [self._on_request], "response": [self._on_response]},
         }
         try:
