@@ -23,11 +23,12 @@ from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, te
 
 from prefect_dlt import PrefectCollector, prefect_api
 from prefect_dlt import publisher as module
-from prefect_dlt.publisher import Draft, Place, publisher
+from prefect_dlt.publisher import Draft, Place, Run, publisher
 from tests.runtime.conftest import count
 from tests.runtime.proxy import Mode, Proxy
 
 GENEROUS = 60.0
+NO_RUN = Run(None, None)
 KEYS = {"shop-extract", "shop-normalize", "shop-load", "shop-summary"}
 
 
@@ -139,7 +140,7 @@ def test_an_api_that_is_back_before_the_run_ends_costs_neither_a_report_nor_a_wa
         assert eventually(lambda: proxy.answers["POST /api/artifacts/"] > 0)
         proxy.mode = mode
         (sender,) = module._publishers.values()
-        sender.put(Place("shop-probe", None, None), Draft("progress", "probe", 1.0))
+        sender.put(Place("shop-probe", NO_RUN), Draft("progress", "probe", 1.0))
         assert proxy.wait_for_calls(1) if mode == "hanging" else eventually(lambda: bool(sender.trouble))
         proxy.mode = "up"
 
@@ -160,15 +161,15 @@ def test_an_artifact_that_the_api_made_too_late_to_be_heard_is_not_made_twice(
     key = "too-late"
     with behind(proxy):
         sender = publisher()
-        sender.put(Place("first", None, None), Draft("markdown", "The connection stands", "# First"))
-        assert sender.flush(GENEROUS, (None, None)) == []
+        sender.put(Place("first", NO_RUN), Draft("markdown", "The connection stands", "# First"))
+        assert sender.flush(GENEROUS, NO_RUN) == []
         proxy.mode = "slow"
         before = proxy.answers["POST /api/artifacts/"]
-        sender.put(Place(key, None, None), Draft("markdown", "Too late", "# Old"))
+        sender.put(Place(key, NO_RUN), Draft("markdown", "Too late", "# Old"))
         assert eventually(lambda: proxy.answers["POST /api/artifacts/"] > before)
-        sender.put(Place(key, None, None), Draft("markdown", "Too late", "# New"))
+        sender.put(Place(key, NO_RUN), Draft("markdown", "Too late", "# New"))
         proxy.mode = "up"
-        assert sender.flush(GENEROUS, (None, None)) == []
+        assert sender.flush(GENEROUS, NO_RUN) == []
 
     with get_client(sync_client=True) as client:
         found = client.read_artifacts(artifact_filter=ArtifactFilter.model_validate({"key": {"any_": [key]}}))
@@ -190,12 +191,12 @@ def test_an_event_that_is_sent_twice_is_there_once_and_so_is_that_of_a_new_artif
 
     with behind(proxy):
         sender = publisher()
-        sender.put(Place("an-event", None, None), Draft("table", "A table", '[{"a": 1}]'))
+        sender.put(Place("an-event", NO_RUN), Draft("table", "A table", '[{"a": 1}]'))
         for _ in range(2):
             sender.emit(event)
-            assert sender.flush(GENEROUS, (None, None)) == []
+            assert sender.flush(GENEROUS, NO_RUN) == []
         sender.emit(event.model_copy(update={"event": "dlt.test.last", "id": UUID(int=1)}))
-        assert sender.flush(GENEROUS, (None, None)) == []
+        assert sender.flush(GENEROUS, NO_RUN) == []
 
     assert eventually(lambda: "dlt.test.last" in names())
     assert sorted(names()) == ["dlt.test.last", "dlt.test.twice", "prefect.artifact.created"]
@@ -205,11 +206,11 @@ def test_an_event_that_is_sent_twice_is_there_once_and_so_is_that_of_a_new_artif
 def test_a_process_ends_while_the_api_hangs_and_says_what_was_not_shown() -> None:
     program = """
         from prefect.settings import PREFECT_API_URL, temporary_settings
-        from prefect_dlt.publisher import Draft, Place, publisher
+        from prefect_dlt.publisher import Draft, Place, Run, publisher
         import sys
 
         with temporary_settings({PREFECT_API_URL: sys.argv[1]}):
-            publisher().put(Place("shop-summary", None, None), Draft("markdown", "Loaded", "# Loaded"))
+            publisher().put(Place("shop-summary", Run(None, None)), Draft("markdown", "Loaded", "# Loaded"))
         """
     proxy = Proxy("http://127.0.0.1:9/api")
     proxy.mode = "hanging"

@@ -275,6 +275,37 @@ class TestArtifacts:
         assert "| `two_rows` | 2 |" in str(artifacts["two-summary"].data)
         assert artifacts["one-summary"].task_run_id != artifacts["two-summary"].task_run_id
 
+    def test_a_pipeline_that_ends_leaves_the_artifacts_of_its_neighbour_in_the_same_run_alone(
+        self, pipeline: Callable[..., Pipeline]
+    ) -> None:
+        runs: list[UUID] = []
+        long_began, short_ended = threading.Event(), threading.Event()
+
+        @dlt.resource
+        def orders() -> Iterator[Any]:
+            yield [{"id": 1}]
+            long_began.set()
+            assert short_ended.wait(60)
+            yield [{"id": 2}]
+
+        @flow
+        def main() -> None:
+            runs.append(current_flow_run_id())
+            long, short = (pipeline(name, progress=PrefectCollector()) for name in ("long", "short"))
+            thread = threading.Thread(target=contextvars.copy_context().run, args=(long.run, orders))
+            thread.start()
+            assert long_began.wait(60)
+            short.run([{"id": 3}], table_name="returns")
+            short_ended.set()
+            thread.join()
+
+        main()
+
+        artifacts = artifacts_of(runs[0])
+        assert artifacts["long-extract"].data == 100
+        assert str(artifacts["long-summary"].description).startswith("Loaded · 2 rows")
+        assert str(artifacts["short-summary"].description).startswith("Loaded · 1 row")
+
     def test_an_async_flow_reports_as_well(self, pipeline: Callable[..., Pipeline]) -> None:
         runs: list[UUID] = []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from prefect_dlt.keys import artifact_key
@@ -19,6 +21,18 @@ def test_a_plain_name_makes_a_readable_key(names: tuple[str, ...], key: str) -> 
     assert artifact_key(*names) == key
 
 
+@pytest.mark.parametrize("pipeline", ["warehouse_" * 6, "Warehouse-" * 5, "日本" * 30])
+def test_of_a_pipeline_with_a_long_name_each_artifact_keeps_its_own_name(pipeline: str) -> None:
+    keys = {name: artifact_key(pipeline, name) for name in NAMES}
+
+    for name, key in keys.items():
+        before, digest, own_name = key.partition(hashlib.sha256(pipeline.encode()).hexdigest()[:8])
+        assert digest, key
+        assert own_name == "-" + name.replace("_", "-")
+        assert "warehouse".startswith(before[:9])
+        assert len(key) < 60
+
+
 def test_no_two_names_share_a_key() -> None:
     names = [
         "a_b",
@@ -32,6 +46,8 @@ def test_no_two_names_share_a_key() -> None:
         "kase",
         "x" * 80,
         "x" * 81,
+        "x" * 51,
+        "x" * 52,
         "日本",
         "中国",
         "_",
@@ -65,6 +81,10 @@ def test_no_artifact_of_one_pipeline_has_the_key_of_another_pipelines() -> None:
         "shop__orders",
         "shop-load",
         "Shop",
+        "x" * 40,
+        "x" * 80,
+        "x" * 80 + "_load",
+        "X" * 80,
     ]
 
     keys = [artifact_key(pipeline, name) for pipeline in pipelines for name in NAMES]

@@ -8,14 +8,15 @@ from uuid import UUID, uuid4
 import pytest
 
 from prefect_dlt import outbox as module
-from prefect_dlt.outbox import Draft, Letter, Outbox, Place
+from prefect_dlt.outbox import Draft, Letter, Outbox, Place, Rank, Run
 
-RUN = (UUID(int=1), UUID(int=2))
-OTHER = (UUID(int=1), UUID(int=3))
+# Two pipelines in one flow run and task run.
+RUN = Run(UUID(int=1), UUID(int=2))
+OTHER = Run(UUID(int=1), UUID(int=2))
 
 
-def place(key: str, run: Any = RUN) -> Place:
-    return Place(key, *run)
+def place(key: str, run: Run = RUN) -> Place:
+    return Place(key, run)
 
 
 def draft(text: str = "x") -> Draft:
@@ -27,16 +28,16 @@ def shown(letters: list[Letter]) -> dict[str, Any]:
 
 
 def test_reports_go_at_once_and_progress_one_at_a_time_in_turn() -> None:
-    outbox = Outbox()
+    outbox, runs = Outbox(), [Run(None, uuid4()) for _ in range(8)]
     for component in range(8):
-        outbox.put(place(f"part-{component}", (None, uuid4())), draft(), live=True)
+        outbox.put(place(f"part-{component}", runs[component]), draft(), live=True)
     for report in range(3):
         outbox.put(place(f"report-{report}"), draft(), live=False)
 
     first = outbox.take_letters(live=True, hurry=())
     outbox.sent(first)
     assert set(shown(first)) == {"report-0", "report-1", "report-2", "part-0"}
-    outbox.put(place("part-1", (None, None)), draft(), live=True)
+    outbox.put(place("part-1", runs[1]), draft(), live=True)
     following = [key for _ in range(7) for key in shown(outbox.take_letters(live=True, hurry=()))]
 
     assert following == [f"part-{component}" for component in range(1, 8)]
@@ -49,6 +50,17 @@ def test_progress_waits_while_its_turn_has_not_come_and_goes_when_its_run_ends()
 
     assert outbox.take_letters(live=False, hurry=()) == []
     assert [letter.run for letter in outbox.take_letters(live=False, hurry=[OTHER])] == [OTHER]
+
+
+def test_of_a_run_that_waits_the_summary_goes_first_and_progress_last_and_others_behind_it() -> None:
+    outbox = Outbox()
+    outbox.put(place("summary", OTHER), Draft("markdown", "Of another run", "x", Rank.SUMMARY), live=False)
+    for rank in (Rank.PROGRESS, Rank.REPORT, Rank.FAILURE, Rank.SUMMARY):
+        outbox.put(place(rank.name), Draft("markdown", "One line", "x", rank), live=rank is Rank.PROGRESS)
+
+    letters = outbox.take_letters(live=False, hurry=[RUN])
+
+    assert list(shown(letters)) == ["SUMMARY", "FAILURE", "REPORT", "PROGRESS", "summary"]
 
 
 def test_progress_that_takes_the_place_of_a_first_state_is_as_urgent() -> None:
@@ -81,10 +93,10 @@ def test_what_a_run_puts_after_its_end_is_another_version_and_what_waits_stays_w
 
     letters = outbox.take_letters(live=True, hurry=())
 
-    assert sorted((letter.run, letter.draft.data) for letter in letters) == [
+    assert [(letter.run, letter.draft.data) for letter in letters] == [
         (RUN, "first"),
-        (RUN, "second"),
         (OTHER, "second"),
+        (RUN, "second"),
     ]
     assert len({letter.artifact.mark for letter in letters}) == 3
 
@@ -94,7 +106,6 @@ def test_a_run_is_told_of_what_has_not_been_sent_and_nobody_is_told_twice() -> N
     outbox.put(place("summary"), draft(), live=False)
     outbox.emit("{}", RUN)
     outbox.emit("{}", None)
-    outbox.ask(lambda _client: None, RUN)
     outbox.put(place("other", OTHER), draft(), live=False)
 
     assert outbox.is_pending(RUN, outbox.now())
@@ -143,7 +154,7 @@ def test_as_many_drafts_wait_as_may(monkeypatch: pytest.MonkeyPatch, live: bool)
     monkeypatch.setattr(module, "MOST_DRAFTS", 10)
     outbox = Outbox()
     for number in range(25):
-        outbox.put(place(f"key-{number:02}", (None, uuid4())), draft(), live=live)
+        outbox.put(place(f"key-{number:02}", Run(None, uuid4())), draft(), live=live)
 
     assert set(shown(outbox.take_letters(live=False, hurry=[]))) == (
         set() if live else {f"key-{number}" for number in range(15, 25)}
@@ -189,6 +200,6 @@ def test_ids_of_runs_that_never_ended_are_bounded(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "MOST_ARTIFACTS", 10)
     outbox = Outbox()
     for _ in range(50):
-        outbox.put(place("load", (uuid4(), None)), draft(), live=False)
+        outbox.put(place("load", Run(uuid4(), None)), draft(), live=False)
 
     assert len(outbox._artifacts) == 10

@@ -4,6 +4,7 @@ The API is a real server on a loopback socket that answers, refuses, hangs or br
 """
 
 import contextlib
+import functools
 import json
 import logging
 import multiprocessing
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 from prefect import tags
@@ -27,11 +28,11 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from prefect_dlt import prefect_api
+from prefect_dlt import look_ups, prefect_api
 from prefect_dlt import publisher as module
-from prefect_dlt.publisher import Draft, Place, Publisher, publisher
+from prefect_dlt.publisher import Draft, Place, Publisher, Rank, Run, publisher
 
-NO_RUN = (None, None)
+NO_RUN = Run(None, None)
 
 GENEROUS = 30.0
 """Seconds to wait for what comes within one or two on a machine that has nothing else to do."""
@@ -188,8 +189,13 @@ def fast_timeout(monkeypatch: pytest.MonkeyPatch) -> float:
     return 0.3
 
 
-def place(key: str = "shop-load", flow_run: UUID | None = None) -> Place:
-    return Place(key, flow_run, None)
+def place(key: str = "shop-load", run: Run = NO_RUN) -> Place:
+    return Place(key, run)
+
+
+def runs_of_one_flow_run(number: int) -> list[Run]:
+    flow_run_id = uuid4()
+    return [Run(flow_run_id, None) for _ in range(number)]
 
 
 def progress(percent: float) -> Draft:
@@ -215,19 +221,19 @@ def eventually(condition: Callable[[], bool]) -> bool:
 
 
 def test_what_is_put_arrives_with_its_run(api: Api, using: Any) -> None:
-    flow_run, task_run = uuid4(), uuid4()
+    run = Run(uuid4(), uuid4())
 
     sender = using(api.url)
-    sender.put(Place("shop-summary", flow_run, task_run), Draft("markdown", "Loaded", "# Loaded"))
+    sender.put(Place("shop-summary", run), Draft("markdown", "Loaded", "# Loaded"))
 
-    assert sender.flush(GENEROUS, (flow_run, task_run)) == []
+    assert sender.flush(GENEROUS, run) == []
     (artifact,) = api.artifacts.values()
     assert artifact["key"] == "shop-summary"
     assert artifact["type"] == "markdown"
     assert artifact["description"] == "Loaded"
     assert artifact["data"] == "# Loaded"
-    assert artifact["flow_run_id"] == str(flow_run)
-    assert artifact["task_run_id"] == str(task_run)
+    assert artifact["flow_run_id"] == str(run.flow_run_id)
+    assert artifact["task_run_id"] == str(run.task_run_id)
 
 
 def test_the_first_draft_makes_an_artifact_and_the_next_ones_keep_it_up_to_date(api: Api, using: Any) -> None:
@@ -242,23 +248,23 @@ def test_the_first_draft_makes_an_artifact_and_the_next_ones_keep_it_up_to_date(
 
 def test_each_key_of_each_run_is_an_artifact(api: Api, using: Any) -> None:
     sender = using(api.url)
-    first, second = uuid4(), uuid4()
-    for key, run in (("a", first), ("b", first), ("a", second), ("a", None)):
+    first, second = runs_of_one_flow_run(2)
+    for key, run in (("a", first), ("b", first), ("a", second), ("a", NO_RUN)):
         sender.put(place(key, run), progress(1.0))
 
     assert eventually(lambda: len(api.artifacts) == 4)
 
 
 def test_a_run_that_is_forgotten_begins_anew(api: Api, using: Any) -> None:
-    sender, run, other = using(api.url), uuid4(), uuid4()
-    for flow_run in (run, other):
-        sender.put(place(flow_run=flow_run), progress(1.0))
-        assert sender.flush(GENEROUS, (flow_run, None)) == []
+    sender, runs = using(api.url), runs_of_one_flow_run(2)
+    for run in runs:
+        sender.put(place(run=run), progress(1.0))
+        assert sender.flush(GENEROUS, run) == []
 
-    sender.forget((run, None))
-    for flow_run in (run, other):
-        sender.put(place(flow_run=flow_run), progress(2.0))
-        assert sender.flush(GENEROUS, (flow_run, None)) == []
+    sender.forget(runs[0])
+    for run in runs:
+        sender.put(place(run=run), progress(2.0))
+        assert sender.flush(GENEROUS, run) == []
 
     assert [call for call, _ in api.calls] == ["create", "create", "create", "update"]
 
@@ -277,20 +283,20 @@ def test_of_the_progress_of_many_runs_one_state_is_sent_a_period_whoever_else_en
     api: Api, using: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "FLUSH_PERIOD", 3600.0)
-    sender, runs = using(api.url), [uuid4() for _ in range(8)]
+    sender, runs = using(api.url), runs_of_one_flow_run(8)
     for run in runs:
-        sender.put(place(flow_run=run), progress(0.0))
-        assert sender.flush(GENEROUS, (run, None)) == []
+        sender.put(place(run=run), progress(0.0))
+        assert sender.flush(GENEROUS, run) == []
     for percent in range(20):
         for run in runs:
-            sender.put(place(flow_run=run), progress(float(percent)), live=True)
-        other = uuid4()
+            sender.put(place(run=run), progress(float(percent)), live=True)
+        other = Run(uuid4(), None)
         sender.put(place("summary", other), progress(100.0))
-        assert sender.flush(GENEROUS, (other, None)) == []
+        assert sender.flush(GENEROUS, other) == []
 
     assert [call for call, _ in api.calls].count("update") <= 1
     for run in runs:
-        assert sender.flush(GENEROUS, (run, None)) == []
+        assert sender.flush(GENEROUS, run) == []
     assert api.data("shop-load") == [19.0] * len(runs)
 
 
@@ -434,18 +440,18 @@ def test_after_one_run_has_waited_for_a_hanging_api_the_next_does_not(
 ) -> None:
     monkeypatch.setattr(module, "SILENCE", 0.2)
     api.hanging.set()
-    sender, first, second = using(api.url), uuid4(), uuid4()
+    sender, (first, second) = using(api.url), runs_of_one_flow_run(2)
     for run in (first, second):
-        sender.put(place(flow_run=run), progress(1.0))
+        sender.put(place(run=run), progress(1.0))
 
-    assert sender.flush(0.3, (first, None)) == ["shop-load"]
-    assert sender.flush(3600.0, (second, None)) == ["shop-load"]
+    assert sender.flush(0.3, first) == ["shop-load"]
+    assert sender.flush(3600.0, second) == ["shop-load"]
     api.hanging.clear()
     api.released.set()
 
     assert eventually(lambda: api.data("shop-load") == [1.0, 1.0])
-    sender.put(place(flow_run=second), progress(2.0))
-    assert sender.flush(GENEROUS, (second, None)) == []
+    sender.put(place(run=second), progress(2.0))
+    assert sender.flush(GENEROUS, second) == []
 
 
 def test_a_flush_gives_up_a_call_that_hangs_for_one_that_the_api_answers(
@@ -509,14 +515,14 @@ def test_one_run_does_not_wait_for_what_another_one_has_put(api: Api, using: Any
         return fine(body, create)
 
     api.status_of = answer_when_told
-    sender, run, other = using(api.url), uuid4(), uuid4()
+    sender, (run, other) = using(api.url), runs_of_one_flow_run(2)
     sender.put(place("slow", other), progress(1.0))
     sender.put(place("quick", run), progress(1.0))
 
-    assert sender.flush(GENEROUS, (run, None)) == []
+    assert sender.flush(GENEROUS, run) == []
     assert not answered.is_set()
     answered.set()
-    assert sender.flush(GENEROUS, (other, None)) == []
+    assert sender.flush(GENEROUS, other) == []
 
 
 def test_an_artifact_that_was_made_without_an_answer_is_not_made_twice(api: Api, using: Any) -> None:
@@ -660,7 +666,7 @@ def test_an_event_that_the_api_does_not_take_holds_up_no_other(api: Api, using: 
 
 def test_events_that_were_not_taken_are_sent_again_and_belong_to_their_run(api: Api, using: Any) -> None:
     api.event_status_of = lambda _payloads: 503
-    sender, run, other = using(api.url), (uuid4(), None), (uuid4(), None)
+    sender, (run, other) = using(api.url), runs_of_one_flow_run(2)
     for number in range(3):
         sender.emit(event(number), run)
     assert sender.flush(0.2, run) == ["3 events"]
@@ -672,38 +678,104 @@ def test_events_that_were_not_taken_are_sent_again_and_belong_to_their_run(api: 
     assert sorted(numbers(api)) == [0, 1, 2]
 
 
-def test_a_look_up_comes_once_and_before_the_drafts_of_its_round_and_outside_of_every_run(api: Api, using: Any) -> None:
-    seen: list[Any] = []
-    fine = api.status_of
+def test_neither_drafts_nor_a_flush_wait_for_a_look_up(api: Api, using: Any) -> None:
+    asked, answered, seen = threading.Event(), threading.Event(), list[Any]()
 
-    def record(body: Any, create: bool) -> int:
-        seen.append("draft")
-        return fine(body, create)
-
-    def question(client: Any) -> None:
+    def look_up(client: Any) -> None:
+        asked.set()
+        assert answered.wait(GENEROUS)
+        client.request("POST", "/artifacts/filter", json={})
         seen.append((str(client.api_url), TagsContext.get().current_tags))
 
-    api.status_of = record
-    with tags("of the run that came first"):
+    with tags("of the run that asks"):
         sender = using(api.url)
-    with sender._changed:
-        sender.ask(question)
-        sender.put(place(), progress(1.0))
-
-    assert sender.flush(GENEROUS, NO_RUN) == []
-    assert seen == [(api.url + "/", set()), "draft"]
-
-
-def test_a_look_up_that_fails_costs_nothing(api: Api, using: Any) -> None:
-    def question(_client: Any) -> None:
-        raise KeyError("deployment")
-
-    sender = using(api.url)
-    sender.ask(question)
+        sender.ask(look_up)
+    assert asked.wait(GENEROUS)
     sender.put(place(), progress(1.0))
 
     assert sender.flush(GENEROUS, NO_RUN) == []
+    assert seen == []
+    answered.set()
+    assert eventually(lambda: seen == [(api.url + "/", set())])
+
+
+def test_a_look_up_that_fails_costs_neither_the_next_one_nor_a_draft(api: Api, using: Any) -> None:
+    def fail(_client: Any) -> None:
+        raise KeyError("deployment")
+
+    sender, answered = using(api.url), threading.Event()
+    sender.ask(fail)
+    sender.ask(lambda _client: answered.set())
+    sender.put(place(), progress(1.0))
+
+    assert sender.flush(GENEROUS, NO_RUN) == []
+    assert answered.wait(GENEROUS)
     assert api.data("shop-load") == [1.0]
+
+
+def test_of_look_ups_that_are_not_answered_only_so_many_wait(api: Api, using: Any) -> None:
+    api.hanging.set()
+    sender, asked = using(api.url), list[int]()
+
+    def look_up(number: int, client: Any) -> None:
+        asked.append(number)
+        client.request("POST", "/artifacts/filter", json={})
+
+    sender.ask(functools.partial(look_up, -1))
+    assert api.caught.wait(GENEROUS)
+    for number in range(look_ups.MOST_WAITING + 10):
+        sender.ask(functools.partial(look_up, number))
+    api.hanging.clear()
+    api.released.set()
+
+    assert eventually(lambda: len(asked) == 1 + look_ups.MOST_WAITING)
+    assert asked == list(range(-1, look_ups.MOST_WAITING))
+
+
+def test_closing_ends_a_look_up_that_hangs(api: Api, using: Any) -> None:
+    api.hanging.set()
+    sender = using(api.url)
+    sender.ask(lambda client: client.request("POST", "/artifacts/filter", json={}))
+    assert api.caught.wait(GENEROUS)
+
+    sender.close(GENEROUS)
+
+    assert not [each for each in threading.enumerate() if each.name == "prefect-dlt-look-up"]
+    assert api.hanging.is_set()
+
+
+def test_when_a_run_begins_to_wait_what_is_under_way_ends_and_then_its_summary_goes_first(
+    api: Api, using: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CONNECTIONS", 1)
+    fine, asked, answered, order = api.status_of, threading.Event(), threading.Event(), list[str]()
+
+    def answer_when_told(body: Any, create: bool) -> int:
+        order.append(body["key"])
+        asked.set()
+        answered.wait(GENEROUS)
+        return fine(body, create)
+
+    api.status_of = answer_when_told
+    sender, unsent = using(api.url), list[list[str]]()
+    with sender._changed:
+        for key in ("first", "second", "third"):
+            sender.put(place(key), Draft("markdown", key, key))
+    assert asked.wait(GENEROUS)
+    sender.put(place("shop-load"), Draft("progress", "Done", 100.0, Rank.PROGRESS))
+    sender.put(place("summary"), Draft("markdown", "Loaded", "# Loaded", Rank.SUMMARY))
+    sender.emit(event())
+    thread = threading.Thread(target=lambda: unsent.append(sender.flush(GENEROUS, NO_RUN)))
+    thread.start()
+    assert eventually(lambda: bool(sender._flushing))
+    answered.set()
+    thread.join()
+
+    assert unsent == [[]]
+    assert order[:2] == ["first", "summary"]
+    assert set(order[2:4]) == {"second", "third"}
+    assert order[4] == "shop-load"
+    assert api.requests[-1][1] == "/api/events"
 
 
 # -- the end, and other processes --------------------------------------------------------------------------------------
@@ -754,11 +826,11 @@ def test_what_no_run_has_waited_for_is_sent_at_the_end_of_the_process(
 
 def test_the_end_of_the_process_tells_of_what_no_run_was_told_of(api: Api, using: Any, caplog: Any) -> None:
     api.hanging.set()
-    sender, run = using(api.url), uuid4()
+    sender, run = using(api.url), Run(uuid4(), None)
     sender.put(place("told", run), progress(1.0))
-    assert sender.flush(0.0, (run, None)) == ["told"]
+    assert sender.flush(0.0, run) == ["told"]
     sender.put(place("killed"), progress(1.0))
-    sender.emit(event(), (uuid4(), None))
+    sender.emit(event(), Run(uuid4(), None))
 
     with caplog.at_level(logging.WARNING, logger="prefect_dlt"):
         sender.close(0.1)

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from dlt.common.pipeline import SupportsPipeline
@@ -17,14 +16,14 @@ from typing_extensions import override
 
 from prefect_dlt.assets import asset_events
 from prefect_dlt.callbacks import CallbackCollector, TLogger
-from prefect_dlt.deployment import look_up_deployment
+from prefect_dlt.deployment import note_names
 from prefect_dlt.emitter import emit, run_resources
 from prefect_dlt.environment import environment
 from prefect_dlt.events import schema_events
 from prefect_dlt.keys import artifact_key
 from prefect_dlt.logs import current_run_ids, keep_console, start_forwarding, stop_forwarding
 from prefect_dlt.progress import StageProgress
-from prefect_dlt.publisher import Draft, Place, Run, publisher
+from prefect_dlt.publisher import Draft, Place, Rank, Run, publisher
 from prefect_dlt.record import FailedAttempt, RunRecord
 from prefect_dlt.report import Report, failure_report, schema_report, stage_report, summary
 from prefect_dlt.schema_changes import SchemaChanges
@@ -41,7 +40,7 @@ class _Reporting:
     """What a collector knows of the run that it reports; that of no run, by default.
 
     Attributes:
-        ids: Flow run and task run; None outside of Prefect.
+        run: Flow run, task run, and which run of a pipeline in them; None outside of Prefect.
         forwarding: What to stop forwarding dlt's log records with.
         meter: Measures CPU and memory.
         resources: The run, as events name it.
@@ -50,7 +49,7 @@ class _Reporting:
         last_put: When its last state was put, in seconds of the collector's clock.
     """
 
-    ids: Run | None = None
+    run: Run | None = None
     forwarding: int | None = None
     meter: UsageMeter | None = None
     resources: list[RelatedResource] = field(default_factory=list[RelatedResource])
@@ -99,17 +98,19 @@ class PrefectCollector(CallbackCollector):
 
     @override
     def run_started(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
-        self.__run = _Reporting(current_run_ids(), start_forwarding(secrets=record.secrets))
+        run_ids = current_run_ids()
+        # By the record's id, steps that are called one by one are one run.
+        run = Run(*run_ids, record.id) if run_ids is not None else None
+        self.__run = _Reporting(run, start_forwarding(secrets=record.secrets))
         if self.__takes_run_logger:
             self.logger = self._run_logger()
-        if self.__run.ids is None:
+        if run is None:
             return
         self.__run.meter = UsageMeter(self._now)
         self.__run.resources = run_resources()
-        record.environment |= environment()
-        flow_run_id, _ = self.__run.ids
-        if flow_run_id is not None:
-            publisher().ask(partial(look_up_deployment, flow_run_id, record.environment), self.__run.ids)
+        record.environment = {**record.environment, **environment()}
+        if run.flow_run_id is not None and (look_up := note_names(record, run.flow_run_id)) is not None:
+            publisher().ask(look_up)
 
     @override
     def stage_started(self, pipeline: SupportsPipeline, progress: StageProgress) -> None:
@@ -127,7 +128,7 @@ class PrefectCollector(CallbackCollector):
     def stage_ended(
         self, pipeline: SupportsPipeline, record: RunRecord, progress: StageProgress, step: PipelineStepTrace
     ) -> None:
-        if self.__run.ids is None:
+        if self.__run.run is None:
             return
         self._put_progress(progress, failed=step.step_exception is not None)
         self._measure(record)
@@ -137,7 +138,7 @@ class PrefectCollector(CallbackCollector):
     def schema_changed(
         self, pipeline: SupportsPipeline, record: RunRecord, changed: Mapping[str, SchemaChanges]
     ) -> None:
-        if self.__run.ids is None:
+        if self.__run.run is None:
             return
         self._put(record, schema_report(record))
         for schema, changes in changed.items():
@@ -145,7 +146,7 @@ class PrefectCollector(CallbackCollector):
 
     @override
     def attempt_failed(self, pipeline: SupportsPipeline, record: RunRecord, attempt: FailedAttempt) -> None:
-        if self.__run.ids is None:
+        if self.__run.run is None:
             return
         self._measure(record)
         self._put(record, failure_report(record, attempt))
@@ -154,8 +155,8 @@ class PrefectCollector(CallbackCollector):
     def run_ended(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
         stop_forwarding(self.__run.forwarding)
         try:
-            if self.__run.ids is not None:
-                self._send_last(record, self.__run.ids)
+            if self.__run.run is not None:
+                self._send_last(record, self.__run.run)
         finally:
             self.__run = _Reporting()
 
@@ -186,31 +187,35 @@ class PrefectCollector(CallbackCollector):
             record.usage = self.__run.meter.measure()
 
     def _put(self, record: RunRecord, report: Report) -> None:
-        self._put_draft(
-            artifact_key(record.pipeline_name, report.name), Draft("markdown", report.headline, report.page)
-        )
+        draft = Draft("markdown", report.headline, report.page, _rank(report))
+        self._put_draft(artifact_key(record.pipeline_name, report.name), draft)
         for long in report.lists:
             for name, rows in long.parts():
                 self._put_draft(artifact_key(record.pipeline_name, name), Draft("table", long.headline, rows))
 
     def _put_progress(self, progress: StageProgress, *, failed: bool = False, live: bool = False) -> None:
-        if self.__run.ids is None:
+        if self.__run.run is None:
             return
         now = self.__run.last_put = self._now()
         line = progress.line(now) + (" · failed" if failed else "")
-        self._put_draft(self.__run.key, Draft("progress", line, round(progress.percent, 1)), live=live)
+        self._put_draft(self.__run.key, Draft("progress", line, round(progress.percent, 1), Rank.PROGRESS), live=live)
 
     def _put_draft(self, key: str, draft: Draft, *, live: bool = False) -> None:
-        if self.__run.ids is not None:
-            publisher().put(Place(key, *self.__run.ids), draft, live=live)
+        if self.__run.run is not None:
+            publisher().put(Place(key, self.__run.run), draft, live=live)
 
     def _run_logger(self) -> Any:
-        if self.__run.ids is None:
+        if self.__run.run is None:
             return logging.getLogger("prefect_dlt")
         # Prefect keeps the logs of flow runs; for a task outside of one it would warn that it cannot.
-        flow_run_id, _ = self.__run.ids
-        return get_run_logger(send_to_api=flow_run_id is not None)
+        return get_run_logger(send_to_api=self.__run.run.flow_run_id is not None)
 
     @override
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_PrefectCollector__run": _Reporting()}
+
+
+def _rank(report: Report) -> Rank:
+    if report.name == "summary":
+        return Rank.SUMMARY
+    return Rank.FAILURE if report.name.startswith("failed_attempt") else Rank.REPORT

@@ -22,7 +22,7 @@ def emit(drafts: Iterable[EventDraft], resources: list[RelatedResource], run: Ru
     Args:
         drafts: The events; of too many, the publisher drops the first.
         resources: What `run_resources` gave while the run went on.
-        run: Ids of flow run and task run.
+        run: The run that they belong to.
     """
     sender = publisher()
     for event in to_events(drafts, resources):

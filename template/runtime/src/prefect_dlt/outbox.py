@@ -1,11 +1,12 @@
-"""What waits to be sent to Prefect: of each artifact the latest draft, events in their order, and look-ups."""
+"""What waits to be sent to Prefect: of each artifact the latest draft, and events in their order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from enum import IntEnum
 from itertools import chain, islice
-from typing import Any, Literal
+from typing import Literal
 from uuid import UUID, uuid4
 
 MOST_DRAFTS = 2_000
@@ -16,9 +17,6 @@ MOST_EVENTS = 5_000
 
 MOST_BYTES = 32_000_000
 """Bytes, about, that drafts hold at most while they wait, and events as many again."""
-
-MOST_QUESTIONS = 100
-"""Look-ups that wait at most; beyond that, a new one is not taken."""
 
 MOST_ARTIFACTS = 10_000
 """Artifacts whose ids are remembered at most, of runs that never said that they ended."""
@@ -32,8 +30,20 @@ BATCH = 200
 BATCH_BYTES = 1_000_000
 """Bytes of events in one call, at most; an event that is larger goes alone."""
 
-Run = tuple[UUID | None, UUID | None]
-"""Which run: the ids of its flow run and its task run."""
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a pipeline, in a flow run or task run of Prefect's, which may have several of them, also at once.
+
+    Attributes:
+        flow_run_id: The flow run; None in a task that runs outside of one.
+        task_run_id: The task run; None when the flow itself runs the pipeline.
+        id: Tells it from others in the same flow run and task run; by default, it is a new run.
+    """
+
+    flow_run_id: UUID | None
+    task_run_id: UUID | None
+    id: UUID = field(default_factory=uuid4)
 
 
 @dataclass(frozen=True)
@@ -41,18 +51,21 @@ class Place:
     """Which artifact: its key, and the run that it belongs to. The same key in another run is its next version."""
 
     key: str
-    flow_run_id: UUID | None
-    task_run_id: UUID | None
+    run: Run
 
-    @property
-    def run(self) -> Run:
-        """The run that the artifact belongs to."""
-        return self.flow_run_id, self.task_run_id
+
+class Rank(IntEnum):
+    """What is sent first of a run that waits: what tells most about it."""
+
+    SUMMARY = 0
+    FAILURE = 1
+    REPORT = 2
+    PROGRESS = 3
 
 
 @dataclass(frozen=True)
 class Draft:
-    """What an artifact shows: its type, one line of description, and its data.
+    """What an artifact shows: its type, one line of description, and its data; and how soon it has to.
 
     The data of a table is a JSON text: a list of objects, one for each row, with the columns as keys.
     """
@@ -60,6 +73,7 @@ class Draft:
     type: Literal["markdown", "progress", "table"]
     description: str
     data: str | float
+    rank: Rank = Rank.REPORT
 
     @property
     def size(self) -> int:
@@ -115,13 +129,6 @@ class EventText(Parcel):
     text: str
 
 
-@dataclass(eq=False)
-class Question(Parcel):
-    """A look-up."""
-
-    ask: Callable[[Any], None]
-
-
 class Outbox:
     """Decides what is sent next, what is dropped when too much waits, and what a run is told was not sent.
 
@@ -133,7 +140,6 @@ class Outbox:
         self._artifacts: dict[Place, Artifact] = {}
         self._letters: dict[Artifact, Letter] = {}
         self._events: list[EventText] = []
-        self._questions: list[Question] = []
         self._taken: set[Parcel] = set()
         self._lost: list[tuple[Run | None, str]] = []
         self._draft_bytes = 0
@@ -165,31 +171,22 @@ class Outbox:
             self._event_bytes -= len(oldest.text)
             self._lose(oldest)
 
-    def ask(self, question: Callable[[Any], None], run: Run | None) -> None:
-        """Take a look-up."""
-        if len(self._questions) < MOST_QUESTIONS:
-            self._questions.append(Question(run, self._next(), question))
-
     # -- what goes out -------------------------------------------------------------------------------------------------
 
     def has_work(self) -> bool:
         """Tell whether anything waits."""
-        return bool(self._letters or self._events or self._questions)
-
-    def take_questions(self) -> list[Question]:
-        """Return all look-ups that wait."""
-        questions, self._questions = self._questions, []
-        self._taken.update(questions)
-        return questions
+        return bool(self._letters or self._events)
 
     def take_letters(self, live: bool, hurry: Collection[Run]) -> list[Letter]:
         """Return the drafts that are due: all but those that others will follow, of which one goes at a time.
 
         Args:
             live: Whether one of those may go: the one that waits longest.
-            hurry: Runs that wait for theirs, all of which go.
+            hurry: Runs that wait for theirs, all of which go, first and by rank.
         """
-        due = [each for each in self._letters.values() if not each.live or each.run in hurry]
+        hurried = [each for each in self._letters.values() if each.run in hurry]
+        due = sorted(hurried, key=lambda letter: letter.draft.rank)
+        due += [each for each in self._letters.values() if not each.live and each.run not in hurry]
         if live and (waiting := next((each for each in self._letters.values() if each.live), None)) is not None:
             due += [waiting] if waiting not in due else []
         for letter in due:
@@ -315,20 +312,18 @@ class Outbox:
         del self._lost[:-MOST_LOST]
 
     def _all(self) -> Iterator[Parcel]:
-        return chain(self._letters.values(), self._events, self._questions, self._taken)
+        return chain(self._letters.values(), self._events, self._taken)
 
     def _pending(self, run: Run, until: int) -> Iterator[Parcel]:
         return (each for each in self._all() if each.run in (run, None) and each.since <= until)
 
 
 def _name(parcel: Parcel) -> str:
-    if isinstance(parcel, Letter):
-        return parcel.artifact.place.key
-    return "event" if isinstance(parcel, EventText) else ""
+    return parcel.artifact.place.key if isinstance(parcel, Letter) else "event"
 
 
 def _summed(names: list[str]) -> list[str]:
-    """Return each key once, and how many events; a look-up is nothing that anybody misses."""
-    keys = sorted({name for name in names if name not in ("", "event")})
+    """Return each key once, and how many events."""
+    keys = sorted({name for name in names if name != "event"})
     events = names.count("event")
     return [*keys, *([f"{events} event{'s' * (events > 1)}"] if events else [])]

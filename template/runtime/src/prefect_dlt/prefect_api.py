@@ -46,7 +46,9 @@ KEEPALIVE = 4.0
 """Seconds that an idle connection is used again; Prefect's server closes it after 5."""
 
 CONNECTIONS = 4
-"""Calls at a time, so that an API that takes seconds for each gets a run's last reports in time."""
+"""Calls at a time, so that an API that takes seconds for each gets a run's last reports in time.
+
+One more is for what is looked up meanwhile."""
 
 MARK = "prefect-dlt"
 """Name, in the metadata of an artifact, of what tells it from others with the same key and run."""
@@ -166,7 +168,7 @@ class PrefectApi:
         # With settings of its own, it is not the client of the run, which is another thread's.
         settings: dict[str, Any] = {
             "timeout": Timeout(REQUEST_TIMEOUT, connect=CONNECT_TIMEOUT),
-            "limits": Limits(max_connections=CONNECTIONS, keepalive_expiry=KEEPALIVE),
+            "limits": Limits(max_connections=CONNECTIONS + 1, keepalive_expiry=KEEPALIVE),
             "event_hooks": {"request": [self._on_request], "response": [self._on_response]},
         }
         try:
@@ -182,8 +184,8 @@ class PrefectApi:
             data=draft.data,
             description=draft.description,
             metadata_={MARK: artifact.mark},
-            flow_run_id=place.flow_run_id,
-            task_run_id=place.task_run_id,
+            flow_run_id=place.run.flow_run_id,
+            task_run_id=place.run.task_run_id,
         )
         body = create.model_dump(mode="json", exclude_unset=True)
         try:
@@ -195,11 +197,11 @@ class PrefectApi:
 
     def _find(self, client: SyncPrefectClient, artifact: Artifact) -> UUID | None:
         """Return the id of an artifact that was sent without an answer, if it has arrived."""
-        place = artifact.place
+        run = artifact.place.run
         wanted = ArtifactFilter(
-            key=ArtifactFilterKey(any_=[place.key]),
-            flow_run_id=ArtifactFilterFlowRunId(any_=[place.flow_run_id]) if place.flow_run_id else None,
-            task_run_id=ArtifactFilterTaskRunId(any_=[place.task_run_id]) if place.task_run_id else None,
+            key=ArtifactFilterKey(any_=[artifact.place.key]),
+            flow_run_id=ArtifactFilterFlowRunId(any_=[run.flow_run_id]) if run.flow_run_id else None,
+            task_run_id=ArtifactFilterTaskRunId(any_=[run.task_run_id]) if run.task_run_id else None,
         )
         found = client.read_artifacts(artifact_filter=wanted, sort=ArtifactSort.CREATED_DESC, limit=5)
         return next((each.id for each in found if (each.metadata_ or {}).get(MARK) == artifact.mark), None)

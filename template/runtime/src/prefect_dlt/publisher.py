@@ -15,16 +15,16 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from prefect.client.orchestration import SyncPrefectClient
 from prefect.context import SettingsContext, get_settings_context
 from prefect.events.schemas.events import Event, RelatedResource, Resource
 from prefect.settings.models.root import Settings
 from pydantic import SecretStr
 
-from prefect_dlt.outbox import Artifact, Draft, Letter, Outbox, Parcel, Place, Question, Run
+from prefect_dlt.look_ups import LookUp, LookUps
+from prefect_dlt.outbox import Artifact, Draft, Letter, Outbox, Parcel, Place, Rank, Run
 from prefect_dlt.prefect_api import CONNECTIONS, Failure, PrefectApi, described, failure, retry_after
 
-__all__ = ["Draft", "Place", "Publisher", "Run", "publisher"]
+__all__ = ["Draft", "Place", "Publisher", "Rank", "Run", "publisher"]
 
 logger = logging.getLogger("prefect_dlt")
 
@@ -84,6 +84,7 @@ class Publisher:
         self._outbox = Outbox()
         self._changed = threading.Condition()
         self._api = PrefectApi(self._heard)
+        self._look_ups = LookUps(self._api.connect, self._own_settings())
         self._is_closing = False
         self._is_sending = False
         self._is_urgent = False
@@ -140,18 +141,15 @@ class Publisher:
             self._outbox.emit(text, run)
             self._changed.notify_all()
 
-    def ask(self, question: Callable[[SyncPrefectClient], None], run: Run | None = None) -> None:
-        """Take a look-up, called once on the publisher's thread, before the drafts of the next round.
+    def ask(self, look_up: LookUp) -> None:
+        """Take a look-up, called once on a thread that no draft and no flush waits for; returns at once.
 
         When it fails, a line of debug says so, and nothing else.
 
         Args:
-            question: Reads from the API and keeps what it learns; it may not write.
-            run: The run whose flush waits for it; every run's by default.
+            look_up: Reads from the API and keeps what it learns; it may not write.
         """
-        with self._changed:
-            self._outbox.ask(question, run)
-            self._changed.notify_all()
+        self._look_ups.ask(look_up)
 
     def flush(self, timeout: float, run: Run) -> list[str]:
         """Wait until what a run has put so far is sent, at most `timeout` seconds; return what is not.
@@ -159,6 +157,8 @@ class Publisher:
         Ends early when the API cannot be reached, asks to be left alone for longer, or has been silent all the time
         that an earlier run waited. What is returned, keys of artifacts and "3 events", is tried again as long as the
         process lives, but for what the API refused. Whoever calls this tells the user.
+
+        What is under way is let end; after that, what has the highest rank goes first, and events last.
         """
         began = time.monotonic()
         with self._changed:
@@ -222,25 +222,25 @@ class Publisher:
                     now = time.monotonic()
                     is_live_due = now >= self._next_live
                     hurry = {run for run, _ in self._flushing}
-                    questions = self._outbox.take_questions()
                     letters = self._outbox.take_letters(is_live_due, hurry)
                     if is_live_due:
                         self._next_live = now + FLUSH_PERIOD
                     self._is_urgent = False
                     self._is_sending = True
                     self._heard_at = now
-                self._settle(self._send(questions, letters))
+                self._settle(self._send(letters))
                 with self._changed:
                     while (rest := self._pause_left()) > 0:
                         self._changed.wait(rest)
+            # All is sent that will be, and nobody waits for a look-up.
+            self._api.shut()
+            self._look_ups.close(EXIT_TIMEOUT)
             self._api.close()
 
-    def _send(self, questions: list[Question], letters: list[Letter]) -> _Round:
+    def _send(self, letters: list[Letter]) -> _Round:
         state = _Round()
-        for question in questions:
-            self._answer(question)
         self._send_letters(letters, state)
-        if not state.is_over:
+        if not (state.is_over or self._is_urgent):
             self._send_events(state)
         return state
 
@@ -273,19 +273,13 @@ class Publisher:
         due = self._left_alone_until if self._is_urgent else max(self._left_alone_until, self._next_round)
         return due - time.monotonic()
 
-    def _answer(self, question: Question) -> None:
-        try:
-            question.ask(self._api.connect())
-        except Exception:
-            logger.debug("A question to Prefect's API was not answered", exc_info=True)
-        self._sent(question)
-
     def _send_letters(self, letters: list[Letter], state: _Round) -> None:
         """Send drafts, several at a time: an API that is slow gets them sooner, and one that is not, as soon."""
         waiting = deque(letters)
 
         def work() -> None:
-            while not state.is_over:
+            # When a run begins to wait, the next round is for what it waits for.
+            while not (state.is_over or self._is_urgent):
                 try:
                     letter = waiting.popleft()
                 except IndexError:
@@ -366,7 +360,8 @@ class Publisher:
 
 def _created(artifact: Artifact, draft: Draft) -> Event:
     """Return the event that Prefect's own functions send when they have created an artifact."""
-    runs = {"flow-run": artifact.place.flow_run_id, "task-run": artifact.place.task_run_id}
+    run = artifact.place.run
+    runs = {"flow-run": run.flow_run_id, "task-run": run.task_run_id}
     return Event(
         event="prefect.artifact.created",
         resource=Resource(

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Literal
+from uuid import UUID, uuid4
 
 from dlt.common.metrics import DataWriterMetrics, LoadJobMetrics
 from dlt.common.pipeline import ExtractInfo, LoadInfo, NormalizeInfo, SupportsPipeline
@@ -173,6 +174,7 @@ class RunRecord:
         environment: Where it runs: names and values as text.
         usage: What it uses of the machine, as last measured; None where it was not.
         secrets: Values that no report may hold.
+        id: Tells it from the records of other runs.
         is_by_steps: Whether the steps are called one by one, and more of them may follow.
         untraced: What was loaded while dlt was told not to trace, so that nothing else is known of it.
     """
@@ -190,6 +192,7 @@ class RunRecord:
     environment: dict[str, str] = field(default_factory=dict[str, str])
     usage: Usage | None = None
     secrets: set[str] = field(default_factory=set[str], repr=False)
+    id: UUID = field(default_factory=uuid4, repr=False)
     is_by_steps: bool = False
     untraced: LoadInfo | None = None
     _steps: dict[str, PipelineStepTrace] = field(default_factory=dict[str, PipelineStepTrace], repr=False)
