@@ -68,7 +68,7 @@ class PrefectCollector(CallbackCollector):
 
     @override
     def run_started(self, pipeline: SupportsPipeline, record: RunRecord) -> None:
-        self._forwarding = start_forwarding(secrets=record.secrets)
+        self._forwarding = start_forwarding()
         self._run_ids = current_run_ids()
         if self._takes_run_logger:
             self.logger = self._run_logger()
