@@ -239,10 +239,8 @@ class _Forwarder(APILogHandler):
             return run_ids, contextvars.copy_context()
         if (run := self._run_of(run_ids)) is not None:
             return run.run_ids, run.context.copy()
-        # A thread of nobody's: no task can be told, but often the flow run can.
-        runs = self._runs
-        if runs and len({flow_run_id for flow_run_id, _ in (run.run_ids for run in runs)}) == 1:
-            return (runs[0].run_ids[0], None), runs[0].context.copy()
+        # A thread that nobody is known to own, or the pool of a pipeline that nobody asked for: it may be of another
+        # run, or of none.
         return None, contextvars.copy_context()
 
     def _run_of(self, run_ids: RunIds | None) -> _Run | None:
