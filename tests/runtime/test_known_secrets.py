@@ -277,6 +277,7 @@ def test_what_cannot_be_looked_at_costs_nothing(caplog: pytest.LogCaptureFixture
         def destination(self) -> Any:
             raise RuntimeError(KEY)
 
-    assert learn_secrets(Broken()) == set()
-    assert "RuntimeError" in caplog.text
+    for _ in range(2):
+        assert learn_secrets(Broken()) == set()
+    assert caplog.text.count("RuntimeError") == 1
     assert KEY not in caplog.text

@@ -66,7 +66,10 @@ def _guarded(look: Callable[[], None]) -> None:
     try:
         look()
     except Exception as error:  # noqa: BLE001 - no report is worth a load; an error's text could hold what is secret
-        logger.warning("Secrets of a run could not be looked for (%s)", type(error).__name__)
+        # Once, not at each line of a log.
+        if (name := type(error).__name__) not in _store.problems:
+            _store.problems.add(name)
+            logger.warning("Secrets could not be looked for everywhere, and are masked as far as known (%s)", name)
 
 
 @dataclass(eq=False)
@@ -105,6 +108,7 @@ class _Store:
 
     def __init__(self) -> None:
         self.secrets: frozenset[str] = frozenset()
+        self.problems: set[str] = set()
         # In the order in which they were met last.
         self._met: dict[str, None] = {}
         self._seen: dict[int, _Seen] = {}
@@ -132,7 +136,7 @@ class _Store:
     def forget(self) -> None:
         """Forget all that is known; for tests."""
         with self._looking:
-            self.secrets, self._met, self._seen = frozenset(), {}, {}
+            self.secrets, self._met, self._seen, self.problems = frozenset(), {}, {}, set()
 
     def _add(self, found: Iterable[str]) -> None:
         new = False
