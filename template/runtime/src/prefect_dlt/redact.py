@@ -110,7 +110,24 @@ _SHAPED = re.compile(
     r"|(?<=/api/webhooks/)\d+/[\w-]{8,}"
     r"|(?<=[?&]sig=)[^&\s\"']+)"
 )
-_PATTERNS = (_SHAPED, _COOKIE, _URL_PASSWORD, _NAMED_SECRET, _SAID, _OPTION, _BEARER)
+# In this order, each where one of these is in the text in lower case: to look for them takes a fraction of the time,
+# and most lines of a log have none.
+_PATTERNS = (
+    (
+        _SHAPED,
+        (
+            *("-----begin", "akia", "asia", "eyj", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-"),
+            *("xox", "xapp-", "sk_", "rk_", "sk-", "aiza", "dapi", "npm_", "hf_", "glsa_", "pypi-", "/services/"),
+            *("/webhooks/", "sig="),
+        ),
+    ),
+    (_COOKIE, ("cookie",)),
+    (_URL_PASSWORD, ("://",)),
+    (_NAMED_SECRET, ("=", ":")),
+    (_SAID, (" is", " was", "\tis", "\twas")),
+    (_OPTION, ("--",)),
+    (_BEARER, ("bearer",)),
+)
 
 # In a document of configuration: what looks like a token, and names of what may look like one and is none.
 _TOKEN = re.compile(r"(?=.*\d)(?=.*[A-Za-z])[\w+=-]{16,}")
@@ -150,8 +167,10 @@ def _masked(text: str, forms: tuple[str, ...]) -> str:
     # Few of the secrets are in a text, if any, and to look for one by itself is many times faster than for all at once.
     if present := tuple(form for form in forms if form in text):
         text = _known(present).sub(MASK, text)
-    for pattern in _PATTERNS:
-        text = pattern.sub(_with_mask, text)
+    lower = text.lower()
+    for pattern, needed in _PATTERNS:
+        if any(each in lower for each in needed):
+            text = pattern.sub(_with_mask, text)
     return text
 
 
