@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -235,7 +236,7 @@ class TestForwarding:
         expected = (once(runs[name][1], *(f"{place} of {name}" for place in PLACES)) for name in ("ada", "grace"))
         assert lines_of(flow_run_id) == next(expected) + next(expected)
 
-    def test_what_a_flow_forwards_for_its_tasks_loses_nothing(self) -> None:
+    def test_what_a_flow_forwards_for_its_tasks_are_the_lines_that_are_theirs_for_sure(self) -> None:
         runs: list[tuple[UUID, UUID | None]] = []
 
         @task
@@ -250,9 +251,30 @@ class TestForwarding:
 
         main()
 
-        # The load threads of a task that did not ask cannot be told from others; the flow run is theirs for sure.
+        # The load threads of a task that did not ask cannot be told from those of another run.
         ((flow_run_id, task_run_id),) = runs
-        assert lines_of(flow_run_id) == once(task_run_id, *PLACES[:3]) + once(None, PLACES[3])
+        assert lines_of(flow_run_id) == once(task_run_id, *PLACES[:3])
+
+    @pytest.mark.parametrize("name", ["of nobody's", "dlt-pool-123456-load_0"])
+    def test_a_thread_that_is_not_the_runs_is_not_logged_into_it(self, name: str) -> None:
+        runs: list[tuple[UUID, UUID | None]] = []
+
+        @dlt.resource
+        def orders() -> Iterator[Any]:
+            foreign = threading.Thread(target=lambda: dlt_logger.warning("of somebody else"), name=name)
+            foreign.start()
+            foreign.join()
+            dlt_logger.warning("of the run")
+            yield {"id": 1}
+
+        @flow
+        def main() -> None:
+            runs.append(own_ids())
+            dlt.pipeline("alone", destination="duckdb", progress=PrefectCollector()).extract(orders)
+
+        main()
+
+        assert lines_of(runs[0][0]) == once(None, "of the run")
 
     def test_a_run_inside_another_gives_the_thread_back(self) -> None:
         runs: dict[str, tuple[UUID, UUID | None]] = {}
@@ -405,6 +427,29 @@ def test_no_secret_reaches_the_log_of_the_run_or_the_terminal(monkeypatch: pytes
     assert "in-the-stack" not in lines[1]
     assert lines[2:] == ["done with ***", "2 rows"]
     assert written == lines
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_a_very_long_record_is_cut_and_takes_little_time() -> None:
+    runs: list[tuple[UUID, UUID | None]] = []
+    took: list[float] = []
+
+    @flow
+    def main() -> None:
+        runs.append(own_ids())
+        with forward_dlt_logs():
+            started = time.process_time()
+            dlt_logger.warning("begins with %s and ends", "x1 y2," * 1_000_000)
+            took.append(time.process_time() - started)
+
+    main()
+
+    ((_, line),) = lines_of(runs[0][0])
+    assert line.startswith("begins with x1 y2,")
+    assert line.endswith("y2, and ends")
+    assert "characters left out" in line
+    # Some hundredths of a second; looked through as a whole it would take seconds.
+    assert took[0] < 2.0
 
 
 @pytest.mark.usefixtures("prefect_api")

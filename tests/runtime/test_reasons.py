@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 import dlt
@@ -78,6 +79,25 @@ def test_of_tracebacks_in_a_text_only_what_they_end_with_is_left() -> None:
         ". The job is pending."
     )
     assert without_tracebacks("a.b: nothing to leave out") == "a.b: nothing to leave out"
+
+
+def test_a_traceback_in_the_middle_of_a_line_begins_a_chain_of_its_own() -> None:
+    traceback = "Traceback (most recent call last):\n  File\nan.Error: no\n"
+
+    assert without_tracebacks(f"first: {traceback}then: {traceback}{traceback}end") == "first: Error: no\nend"
+    assert without_tracebacks(f"{traceback}then: {traceback}") == "Error: no\nthen: Error: no"
+
+
+@pytest.mark.parametrize("before", ["", "x ", "x\n", " "])
+@pytest.mark.parametrize("after", ["", "x", " x\n", "a.b.c"])
+def test_many_tracebacks_take_time_in_proportion_to_their_length(before: str, after: str) -> None:
+    text = f"{before}Traceback (most recent call last):\n{after}" * 10_000
+    started = time.process_time()
+
+    without_tracebacks(text)
+
+    # Some hundredths of a second; with each of them looked at from each other one it would take a minute.
+    assert time.process_time() - started < 2.0
 
 
 def test_a_trace_without_exceptions_is_told_by_its_text() -> None:

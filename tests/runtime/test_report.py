@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from dlt.pipeline.exceptions import PipelineStepFailed
 from dlt.pipeline.pipeline import Pipeline
 
 from prefect_dlt import CallbackCollector, runner
-from prefect_dlt.markdown import LONGEST_TABLE
+from prefect_dlt.markdown import LONGEST_BLOCK, LONGEST_TABLE
 from prefect_dlt.record import RunRecord, Table, TableRow, Usage
 from prefect_dlt.report import (
     LARGEST_LIST,
@@ -451,3 +452,20 @@ def test_a_known_secret_is_in_no_report(secret: str, monkeypatch: pytest.MonkeyP
         for piece in (secret, secret.split(maxsplit=1)[0], secret[:8], secret[-8:], "hunter2", "abc99"):
             assert piece not in text
     assert any("no answer with ***" in text for text in texts)
+
+
+def test_an_error_of_many_megabytes_is_told_by_its_ends_and_in_little_time() -> None:
+    message = "begins " + "x1 y2," * 1_000_000 + " ends"
+    record = finished(raised(ValueError(message)), [raised(ValueError(message))])
+    started = time.process_time()
+
+    reports = [summary(record), *(failure_report(record, each) for each in record.failed_attempts)]
+
+    # Half a second; looked through as a whole, again and again, it took half a minute.
+    assert time.process_time() - started < 5.0
+    for report in reports:
+        assert len(report.page.encode()) < LARGEST_ARTIFACT
+        assert "ValueError: begins x1 y2,x1" in report.page
+        assert "y2, ends\n```" in report.page
+        (left_out,) = re.findall(r"… ([\d,]+) characters left out …", report.page.partition("## Traceback")[2])
+        assert len(message) - LONGEST_BLOCK < int(left_out.replace(",", "")) < len(message)

@@ -19,10 +19,11 @@ from dlt.pipeline.trace import PipelineStepTrace, PipelineTrace
 from dlt.pipeline.typing import TPipelineStep
 from typing_extensions import override
 
+from prefect_dlt.known_secrets import known_secrets, learn_secrets
 from prefect_dlt.pending import pending_lines
 from prefect_dlt.progress import STAGES, StageProgress
 from prefect_dlt.record import FailedAttempt, RunRecord, Table
-from prefect_dlt.redact import redacted_traceback, resolved_secrets
+from prefect_dlt.redact import redacted_traceback
 from prefect_dlt.schema_changes import Columns, SchemaChanges, columns_of, compare_schemas
 
 logger = logging.getLogger("prefect_dlt")
@@ -109,6 +110,7 @@ class CallbackCollector(LogCollector):
             log_level=log_level,
             dump_system_stats=False,
         )
+        learn_secrets()  # what was resolved before is forgotten at the end of the next trace
         self._now = clock
         # By names that no subclass takes by accident.
         self.__run = _Run()
@@ -258,6 +260,7 @@ class CallbackCollector(LogCollector):
     def on_start_trace(self, trace: PipelineTrace, step: TPipelineStep, pipeline: SupportsPipeline) -> None:
         if step not in ("run", *STAGES):
             return
+        learn_secrets(pipeline)
         collector = self._claimed_by(pipeline)
         if not collector.__run.is_managed:  # noqa: SLF001 - it is one of us
             collector._begin_alone(pipeline, step)  # noqa: SLF001
@@ -289,7 +292,7 @@ class CallbackCollector(LogCollector):
         self.__run.last_trace = trace
         record = self.__run.record
         if record is not None:
-            record.secrets |= resolved_secrets()
+            record.secrets |= learn_secrets(pipeline)
             record.add_step(step)
         if step.step not in STAGES:
             return
@@ -345,6 +348,7 @@ class CallbackCollector(LogCollector):
 
     @override
     def _start(self, step: str) -> None:
+        learn_secrets()  # only now does dlt tell which source it extracts
         if self.__run.progress is not None:
             self._guard(self.__run.progress.open)
 
@@ -458,7 +462,7 @@ class CallbackCollector(LogCollector):
 
     def _traceback(self, error: Exception) -> str:
         secrets = self.__run.record.secrets if self.__run.record is not None else set[str]()
-        return redacted_traceback(error, secrets | resolved_secrets())
+        return redacted_traceback(error, secrets | known_secrets())
 
     def __getstate__(self) -> dict[str, Any]:
         # For copies, and for tasks in other processes: settings go along, and neither the state of a run, its secrets

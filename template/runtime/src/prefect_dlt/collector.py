@@ -101,7 +101,7 @@ class PrefectCollector(CallbackCollector):
         run_ids = current_run_ids()
         # By the record's id, steps that are called one by one are one run.
         run = Run(*run_ids, record.id) if run_ids is not None else None
-        self.__run = _Reporting(run, start_forwarding(secrets=record.secrets))
+        self.__run = _Reporting(run, start_forwarding())
         if self.__takes_run_logger:
             self.logger = self._run_logger()
         if run is None:

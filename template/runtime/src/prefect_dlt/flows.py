@@ -23,10 +23,11 @@ from prefect_dlt.collector import PrefectCollector
 from prefect_dlt.dataset import check_dataset_name, derive, shared_dataset
 from prefect_dlt.decompose import Component, Decompose, components, decompose_mode, derived_name, select
 from prefect_dlt.errors import ComponentsFailedError
+from prefect_dlt.known_secrets import known_secrets, learn_secrets
 from prefect_dlt.logs import forward_dlt_logs
 from prefect_dlt.reasons import text_of
 from prefect_dlt.record import TableRow, most_rows_first
-from prefect_dlt.redact import redact, resolved_secrets
+from prefect_dlt.redact import redact
 from prefect_dlt.report import text_table
 from prefect_dlt.runner import runner
 
@@ -199,6 +200,7 @@ def create_run_pipeline_flow(
     raises its own error.
     """
     mode = decompose_mode(decompose)
+    learn_secrets(pipeline, source)
     job = _Job(pipeline, source, retry_policy, retry_pipeline_steps, store_trace_info, run_from_clean_folder)
     name = flow_name or (f"load {pipeline.pipeline_name}" if isinstance(pipeline, Pipeline) else "load")
 
@@ -301,7 +303,7 @@ def _result_of(part: Component, wait: Callable[[], ComponentResult]) -> Componen
         return wait()
     except Exception as error:  # noqa: BLE001 - whatever failed, it is told with the others
         # Masked first: what is secret may not survive being put on one line.
-        message = redact(text_of(error), resolved_secrets())
+        message = redact(text_of(error), known_secrets())
         return ComponentResult(part.name, error=" ".join(message.split()))
 
 

@@ -9,20 +9,18 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Collection
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 from uuid import UUID
 
 from dlt.common import logger as dlt_logger
-from dlt.common.configuration.utils import get_resolved_traces
 from dlt.common.runtime.run_context import active as active_run_context
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging.handlers import APILogHandler
 from typing_extensions import override
 
-from prefect_dlt.redact import redact, redacted_traceback, resolved_secrets
+from prefect_dlt.known_secrets import known_secrets, learn_secrets
+from prefect_dlt.redact import redact, redacted_traceback
 
 logger = logging.getLogger("prefect_dlt")
 
@@ -68,14 +66,13 @@ class _Forwarding(AbstractContextManager[None]):
         stop_forwarding(self._key)
 
 
-def start_forwarding(level: int | None = None, secrets: Collection[str] = ()) -> int | None:
+def start_forwarding(level: int | None = None) -> int | None:
     """Begin to forward dlt's records to the run that this is called in, for a pipeline that runs on this thread.
 
     Never raises. On one thread, what began last counts until it is stopped.
 
     Args:
         level: Lowest level of the run's records; by default that of the run around it, or else dlt's.
-        secrets: Values that no record may hold; what is added to them later counts too.
 
     Returns:
         What to stop it with; None outside of a Prefect run, where nothing begins.
@@ -84,7 +81,7 @@ def start_forwarding(level: int | None = None, secrets: Collection[str] = ()) ->
     if run_ids is None:
         return None
     try:
-        return _forwarder.start(run_ids, level, secrets)
+        return _forwarder.start(run_ids, level)
     except Exception as error:  # noqa: BLE001 - no log is worth a load
         _warn(error)
         return None
@@ -101,7 +98,7 @@ def stop_forwarding(key: int | None) -> None:
 
 
 def _warn(error: Exception) -> None:
-    logger.warning("What dlt logs cannot be forwarded\n%s", redacted_traceback(error))
+    logger.warning("What dlt logs cannot be forwarded\n%s", redacted_traceback(error, known_secrets()))
 
 
 def keep_console() -> None:
@@ -132,34 +129,14 @@ class _Run:
         owner: Ident of the thread that runs its pipeline; dlt names its own threads after it.
         run_ids: Where its records go.
         level: Lowest level of its records; None for dlt's.
-        secrets: Values that no record may hold.
         context: Where threads without a context of their own take Prefect's settings from.
-        seen: Secrets that were known at some time, in common with the run around it.
     """
 
     key: int
     owner: int
     run_ids: RunIds
     level: int | None
-    secrets: Collection[str]
     context: contextvars.Context
-    seen: set[str]
-
-    # dlt's list of resolved values, and how many of them have been looked at. One attribute: threads come and go.
-    _looked_at: tuple[list[Any], int] = field(default_factory=lambda: (list[Any](), 0))
-
-    def known_secrets(self) -> set[str]:
-        """Return the secrets that are known by now; dlt forgets its own at the end of a trace."""
-        values, (known, first) = get_resolved_traces().resolved_traces, self._looked_at
-        if values is not known:
-            first = 0
-        count = len(values)
-        if count > first:
-            # Looking takes longer than all else that is done to a record, so each value is looked at once.
-            self.seen.update(resolved_secrets(first))
-        self._looked_at = values, count
-        self.seen.update(self.secrets)
-        return self.seen.copy()
 
 
 class _Forwarder(APILogHandler):
@@ -179,7 +156,8 @@ class _Forwarder(APILogHandler):
         self._dlt_level = logging.NOTSET
         self._set_level: int | None = None
 
-    def start(self, run_ids: RunIds, level: int | None, secrets: Collection[str]) -> int | None:
+    def start(self, run_ids: RunIds, level: int | None) -> int | None:
+        learn_secrets()
         keep_console()
         # dlt's logger has the name of its run context. Asking for it makes dlt set the logger up, if it has not yet.
         dlts = logging.getLogger(active_run_context().name)
@@ -188,9 +166,7 @@ class _Forwarder(APILogHandler):
         around = self._run_of(run_ids)
         if level is None and around is not None:
             level = around.level
-        seen = set[str]() if around is None else around.seen
-        context = contextvars.copy_context()
-        run = _Run(next(self._keys), threading.get_ident(), run_ids, level, secrets, context, seen)
+        run = _Run(next(self._keys), threading.get_ident(), run_ids, level, contextvars.copy_context())
         with self._changing:
             self._runs = (*self._runs, run)
             self._attach(dlts)
@@ -198,14 +174,11 @@ class _Forwarder(APILogHandler):
         return run.key
 
     def stop(self, key: int) -> None:
-        ending = [run for run in self._runs if run.key == key]
         with self._changing:
             self._runs = tuple(run for run in self._runs if run.key != key)
             self._apply_levels()
             if not self._runs:
                 self._detach()
-        for run in ending:
-            run.known_secrets()  # for the run around it
 
     def start_anew(self) -> None:
         """Drop all runs, in a process that was forked from the one they go on in."""
@@ -246,12 +219,12 @@ class _Forwarder(APILogHandler):
     @override
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            run, run_ids, context = self._place()
+            run_ids, context = self._place()
             if run_ids is None or not getattr(record, "send_to_api", True):
                 return
             # Prefect's own handler, which comes later where the settings ask for it, must not send it a second time.
             record.send_to_api = False
-            _mask(record, run.known_secrets() if run else resolved_secrets())
+            _mask(record, known_secrets())
             log = copy.copy(record)
             log.flow_run_id, log.task_run_id = run_ids
             log.send_to_api = True
@@ -259,19 +232,16 @@ class _Forwarder(APILogHandler):
         except Exception:  # noqa: BLE001, S110 - no log is worth a load, and what logging would print is not masked
             pass
 
-    def _place(self) -> tuple[_Run | None, RunIds | None, contextvars.Context]:
-        """Return what a record of this thread belongs to, and the context to send it in."""
+    def _place(self) -> tuple[RunIds | None, contextvars.Context]:
+        """Return the run that a record of this thread belongs to, and the context to send it in."""
         run_ids = current_run_ids()
-        run = self._run_of(run_ids)
         if run_ids is not None:
-            return run, run_ids, contextvars.copy_context()
-        if run is not None:
-            return run, run.run_ids, run.context.copy()
-        # A thread of nobody's: no task can be told, but often the flow run can.
-        runs = self._runs
-        if runs and len({flow_run_id for flow_run_id, _ in (run.run_ids for run in runs)}) == 1:
-            return runs[0], (runs[0].run_ids[0], None), runs[0].context.copy()
-        return None, None, contextvars.copy_context()
+            return run_ids, contextvars.copy_context()
+        if (run := self._run_of(run_ids)) is not None:
+            return run.run_ids, run.context.copy()
+        # A thread that nobody is known to own, or the pool of a pipeline that nobody asked for: it may be of another
+        # run, or of none.
+        return None, contextvars.copy_context()
 
     def _run_of(self, run_ids: RunIds | None) -> _Run | None:
         """Return the run of this thread: its owner's, or else that of the flow around its task."""
@@ -328,7 +298,7 @@ def _owner() -> int:
     return int(name[1]) if name else threading.get_ident()
 
 
-def _mask(record: logging.LogRecord, secrets: set[str]) -> None:
+def _mask(record: logging.LogRecord, secrets: frozenset[str]) -> None:
     """Mask secrets in a record, for all handlers; one without secrets stays as it is."""
     message = record.getMessage()
     masked = redact(message, secrets)

@@ -17,6 +17,8 @@ LONGEST_BLOCK = 20_000
 # Half characters and control characters; databases and APIs refuse some of them.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
+_LEFT_OUT = re.compile(r"… ([\d,]{1,20}) characters left out …")
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = (), more: str = "") -> str:
     """Return a table of cells that are Markdown already.
@@ -64,8 +66,17 @@ def shortened(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
+def left_out(characters: int) -> str:
+    """Return the line that stands for the middle of a text that was cut."""
+    return f"… {characters:,} characters left out …"
+
+
 def _cut(text: str) -> str:
     half = LONGEST_BLOCK // 2
     if len(text) <= LONGEST_BLOCK:
         return text
-    return f"{text[:half]}\n… {len(text) - 2 * half:,} characters left out …\n{text[-half:]}"
+    # A part of it may have been left out before, and been longer than what it says.
+    missing = len(text) - 2 * half
+    for found in _LEFT_OUT.finditer(text[half:-half]):
+        missing += int(found[1].replace(",", "")) - len(found[0])
+    return f"{text[:half]}\n{left_out(missing)}\n{text[-half:]}"

@@ -14,12 +14,10 @@ from prefect_dlt.markdown import printable, shortened
 LONGEST_LINE = 200
 """Characters of a reason that is told in one line."""
 
-# From the first traceback in a text to the last, up to the name of the exception that it ends with.
-_TRACEBACKS = re.compile(
-    r"Traceback \(most recent call last\):\n(?:[\s\S]*^Traceback \(most recent call last\):\n)?"
-    r"(?:[ \t].*\n|\n)*(?:\w+\.)*",
-    re.MULTILINE,
-)
+_TRACEBACK = "Traceback (most recent call last):\n"
+
+# What follows its first line, up to the name of the exception that it ends with.
+_FRAMES = re.compile(r"(?:[ \t].*\n|\n)*(?:\w+\.)*")
 
 
 def reason(error: BaseException) -> str:
@@ -64,8 +62,16 @@ def text_of(error: BaseException) -> str:
 
 
 def without_tracebacks(text: str) -> str:
-    """Return a text with what a traceback in it ends with in its place; dlt puts whole ones into its messages."""
-    return _TRACEBACKS.sub("", text).strip()
+    """Return a text with what a traceback in it ends with in its place; dlt puts whole ones into its messages.
+
+    From the first one to the last that begins a line they are one chain, of which the last is left.
+    """
+    kept, at, last = list[str](), 0, text.rfind(f"\n{_TRACEBACK}") + 1
+    while (begin := text.find(_TRACEBACK, at)) >= 0:
+        frames = _FRAMES.match(text, max(begin, last) + len(_TRACEBACK))
+        kept.append(text[at:begin])
+        at = frames.end() if frames else len(text)
+    return "".join([*kept, text[at:]]).strip()
 
 
 def _behind(error: BaseException) -> BaseException | None:

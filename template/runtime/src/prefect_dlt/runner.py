@@ -12,10 +12,11 @@ from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
 
 from prefect_dlt.callbacks import CallbackCollector
 from prefect_dlt.errors import ConfigurationError, PendingDataError
+from prefect_dlt.known_secrets import known_secrets, learn_secrets
 from prefect_dlt.pending import pending_lines, resumes_with
 from prefect_dlt.reasons import reason_line
 from prefect_dlt.record import RunRecord
-from prefect_dlt.redact import redaction, resolved_secrets
+from prefect_dlt.redact import redaction
 from prefect_dlt.retry import (
     chain,
     check_steps,
@@ -84,6 +85,7 @@ class PipelineRunner:
             raise ConfigurationError("pipeline", pipeline, "give what dlt.pipeline() returns")
         if not isinstance(retry_policy, Retrying) or isinstance(retry_policy, AsyncRetrying):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError("retry_policy", retry_policy, "give a tenacity.Retrying")
+        learn_secrets(pipeline)
         self.pipeline = pipeline
         self.record: RunRecord | None = None
         self._policy = retry_policy
@@ -117,6 +119,7 @@ class PipelineRunner:
             **run_options: What else `pipeline.run` takes.
         """
         self.record = RunRecord.of(self.pipeline, self._settings())
+        learn_secrets(self.pipeline)
         collector = self.pipeline.collector
         reports = isinstance(collector, CallbackCollector)
         with collector.whole_run(self.pipeline, self.record) if reports else self.record.until_finished():
@@ -146,6 +149,7 @@ class PipelineRunner:
             if attempts > 1 and self.pipeline.has_pending_data:
                 return self._load_pending()
             data = build()
+            learn_secrets(self.pipeline, data)
             return info if data is None else self.pipeline.run(data, **run_options)
 
         return self._attempt(load)
@@ -199,7 +203,7 @@ class PipelineRunner:
         self._say(
             logging.WARNING,
             f"Attempt {state.attempt_number} of pipeline {self.pipeline.pipeline_name!r} failed, and the next one "
-            f"starts in {pause:.1f} s: {reason_line(error, redaction(resolved_secrets()))}",
+            f"starts in {pause:.1f} s: {reason_line(error, redaction(known_secrets()))}",
         )
         failed_before = self.record.attempts_failed - state.attempt_number + 1 if self.record else 0
         self._note_failure(
@@ -221,6 +225,8 @@ class PipelineRunner:
             pending = pending_lines(self.pipeline)
         except Exception as problem:  # noqa: BLE001 - nothing that is only told may hide the error itself
             pending = [f"the working directory could not be read ({type(problem).__name__})"]
+        # The source may have failed already when it was built, before any step.
+        self.record.secrets |= learn_secrets(self.pipeline)
         limit = most_attempts(self._policy)
         most = limit + failed_before if limit is not None else None
         if is_last:

@@ -14,7 +14,8 @@ import dlt
 from dlt.pipeline.pipeline import Pipeline
 from dlt.pipeline.trace import PipelineTrace
 
-from prefect_dlt.redact import redact, redacted_traceback, resolved_secrets
+from prefect_dlt.known_secrets import known_secrets as known_by_now
+from prefect_dlt.redact import redact, redacted_traceback
 from prefect_dlt.retry import chain, is_stop_request
 
 logger = logging.getLogger("prefect_dlt")
@@ -69,7 +70,7 @@ class TraceStore:
             known_secrets: Values that must not be stored.
         """
         active = dlt.current.pipeline()
-        secrets = set(known_secrets)
+        secrets = {*known_secrets, *known_by_now()}
         record = trace_record(trace, attempt, secrets)
         try:
             self._load(record)
@@ -95,7 +96,7 @@ class TraceStore:
 
     def _keep(self, record: dict[str, Any], error: BaseException, secrets: set[str]) -> None:
         path = self.folder / f"{record['transaction_id']}_attempt_{record['attempt']}_trace.json"
-        problem = redacted_traceback(error, secrets | resolved_secrets())
+        problem = redacted_traceback(error, secrets | known_by_now())
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(record, default=str), encoding="utf-8")
