@@ -751,12 +751,25 @@ def test_of_look_ups_that_are_not_answered_only_so_many_wait(api: Api, using: An
 def test_closing_ends_a_look_up_that_hangs(api: Api, using: Any) -> None:
     api.hanging.set()
     sender = using(api.url)
-    sender.ask(lambda client: client.request("POST", "/artifacts/filter", json={}))
+    interrupted, went_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def look_up(client: Any) -> None:
+        try:
+            client.request("POST", "/artifacts/filter", json={})
+        finally:
+            interrupted.set()
+            went_on.wait(GENEROUS)
+
+    sender.ask(look_up)
     assert api.caught.wait(GENEROUS)
+    closing = threading.Thread(target=lambda: (sender.close(GENEROUS), ended.set()))
+    closing.start()
 
-    sender.close(GENEROUS)
-
-    assert not [each for each in threading.enumerate() if each.name == "prefect-dlt-look-up"]
+    assert interrupted.wait(GENEROUS)
+    assert not ended.wait(0.1)
+    went_on.set()
+    assert ended.wait(GENEROUS)
+    closing.join()
     assert api.hanging.is_set()
 
 

@@ -145,7 +145,7 @@ def test_the_demo_is_deployed_and_runs_in_a_worker(
         ).fetchone()
     assert {table: found[0] for table, found in counts.items() if found} == FLIGHTS
     assert without_load_id == (0,)
-    assert artifact_keys(client, run.id) == {
+    assert artifact_keys(client, run.id) >= {
         "flights-extract",
         "flights-normalize",
         "flights-load",
@@ -188,7 +188,7 @@ def test_a_database_taken_apart_is_deployed_and_runs_in_a_worker(
     with psycopg2.connect(warehouse) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT (SELECT count(*) FROM shop.items), (SELECT count(*) FROM shop.orders)")
         assert cursor.fetchone() == (3, 1000)
-    assert artifact_keys(client, run.id) == {
+    assert artifact_keys(client, run.id) >= {
         f"shop--{part}-{kind}" for part in ("items", "orders") for kind in ("extract", "normalize", "load", "summary")
     }
     of_dlt = Counter(line.task_run_id for line in logs_of(client, run.id) if line.name == "dlt")
