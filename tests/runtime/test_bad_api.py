@@ -41,9 +41,11 @@ def proxy(request: pytest.FixtureRequest) -> Iterator[Proxy]:
 
 
 @pytest.fixture(autouse=True)
-def _short_times(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name, seconds in {"FLUSH_PERIOD": 0.1, "LONGEST_PAUSE": 0.2, "SILENCE": 0.3}.items():
-        monkeypatch.setattr(module, name, seconds)
+def _short_times(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let all but the slow tests go through what takes seconds in tenths of them."""
+    if request.node.get_closest_marker("slow") is None:
+        for name, seconds in {"FLUSH_PERIOD": 0.1, "LONGEST_PAUSE": 0.2, "SILENCE": 0.3}.items():
+            monkeypatch.setattr(module, name, seconds)
     yield
     for each in list(module._publishers.values()):
         each.close(0.5)
@@ -151,6 +153,54 @@ def test_an_api_that_is_back_before_the_run_ends_costs_neither_a_report_nor_a_wa
     assert set(keys) >= KEYS
     assert len(keys) == len(set(keys))
     assert warnings_of(caplog) == []
+
+
+def test_an_api_that_never_answers_holds_up_a_run_by_the_wait_at_its_end_and_nothing_else(
+    pipeline: Callable[..., Pipeline], proxy: Proxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Whatever waits for an answer waits for longer than any test may take, and so does the end of the run: but that
+    # wait, the only one, is over at once, as if its time had passed.
+    monkeypatch.setattr(prefect_api, "REQUEST_TIMEOUT", 3600.0)
+    monkeypatch.setattr(module, "SILENCE", 3600.0)
+    waits: list[float] = []
+    with behind(proxy):
+        sender = publisher()
+    really_wait_for = sender._changed.wait_for
+
+    def wait_for(predicate: Callable[[], bool], timeout: float | None = None) -> bool:
+        if timeout is None:
+            return really_wait_for(predicate)
+        waits.append(timeout)
+        return predicate()
+
+    monkeypatch.setattr(sender._changed, "wait_for", wait_for)
+    proxy.mode = "hanging"
+    shop = pipeline(progress=PrefectCollector(0.0, close_timeout=3000.0))
+
+    def wait_for_a_call() -> None:
+        assert eventually(lambda: bool(proxy.calls))
+
+    load(shop, proxy, wait_for_a_call)
+
+    assert count(shop, "orders") == 2_000
+    assert proxy.mode == "hanging"
+    assert proxy.answers == {}
+    assert waits == [3000.0]
+    (warning,) = warnings_of(caplog)
+    assert "shop-summary" in warning
+
+
+@pytest.mark.slow
+def test_of_a_short_run_the_summary_is_shown_when_it_ends_though_each_answer_takes_two_seconds(
+    pipeline: Callable[..., Pipeline], proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    proxy.delay = 2.0
+    proxy.mode = "slow"
+
+    run = load(pipeline(progress=PrefectCollector()), proxy, lambda: None)
+
+    assert "shop-summary" in keys_of(run)
+    assert "shop-summary" not in "".join(warnings_of(caplog))
 
 
 def test_an_artifact_that_the_api_made_too_late_to_be_heard_is_not_made_twice(

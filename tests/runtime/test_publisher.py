@@ -45,13 +45,27 @@ class Handler(BaseHTTPRequestHandler):
     server: "Api"
 
     def do_POST(self) -> None:
-        self._answer(create=True)
+        if self._has_token():
+            self._answer(create=True)
+
+    def do_GET(self) -> None:
+        self.server.tokens_asked_for += 1
+        token = {"client": "publisher", "token": "a-token", "expiration": "2100-01-01T00:00:00Z"}
+        self._send(200, json.dumps(token).encode())
 
     def do_PATCH(self) -> None:
-        self._answer(create=False)
+        if self._has_token():
+            self._answer(create=False)
 
     def log_message(self, *_: Any) -> None:
         pass
+
+    def _has_token(self) -> bool:
+        if not self.server.wants_tokens or self.headers.get("Prefect-Csrf-Token") == "a-token":
+            return True
+        self._send(403, b'{"detail": "Missing CSRF token"}')
+        self.close_connection = True
+        return False
 
     def _answer(self, *, create: bool) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -117,6 +131,8 @@ class Api(ThreadingHTTPServer):
         self.events: list[dict[str, Any]] = []
         self.headers: dict[str, str] = {}
         self.is_silent = False
+        self.wants_tokens = False
+        self.tokens_asked_for = 0
         self.connections: list[socket.socket] = []
         self.lock = threading.Lock()
         self.hanging = threading.Event()
@@ -735,12 +751,25 @@ def test_of_look_ups_that_are_not_answered_only_so_many_wait(api: Api, using: An
 def test_closing_ends_a_look_up_that_hangs(api: Api, using: Any) -> None:
     api.hanging.set()
     sender = using(api.url)
-    sender.ask(lambda client: client.request("POST", "/artifacts/filter", json={}))
+    interrupted, went_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def look_up(client: Any) -> None:
+        try:
+            client.request("POST", "/artifacts/filter", json={})
+        finally:
+            interrupted.set()
+            went_on.wait(GENEROUS)
+
+    sender.ask(look_up)
     assert api.caught.wait(GENEROUS)
+    closing = threading.Thread(target=lambda: (sender.close(GENEROUS), ended.set()))
+    closing.start()
 
-    sender.close(GENEROUS)
-
-    assert not [each for each in threading.enumerate() if each.name == "prefect-dlt-look-up"]
+    assert interrupted.wait(GENEROUS)
+    assert not ended.wait(0.1)
+    went_on.set()
+    assert ended.wait(GENEROUS)
+    closing.join()
     assert api.hanging.is_set()
 
 
@@ -776,6 +805,24 @@ def test_when_a_run_begins_to_wait_what_is_under_way_ends_and_then_its_summary_g
     assert set(order[2:4]) == {"second", "third"}
     assert order[4] == "shop-load"
     assert api.requests[-1][1] == "/api/events"
+
+
+@pytest.mark.parametrize("wants_tokens", [True, False])
+def test_a_token_against_forged_requests_is_asked_for_only_where_the_server_wants_one(
+    api: Api, wants_tokens: bool
+) -> None:
+    api.wants_tokens = wants_tokens
+    with temporary_settings({PREFECT_API_URL: api.url, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: True}):
+        sender = publisher()
+    for percent in (10.0, 20.0):
+        sender.put(place(), progress(percent))
+        sender.emit(event())
+
+        assert sender.flush(GENEROUS, NO_RUN) == []
+
+    assert api.data("shop-load") == [20.0]
+    assert api.tokens_asked_for == wants_tokens
+    assert sender.trouble == ""
 
 
 # -- the end, and other processes --------------------------------------------------------------------------------------

@@ -93,6 +93,14 @@ def artifact_keys(client: SyncPrefectClient, flow_run_id: UUID) -> set[str]:
     return {str(artifact.key) for artifact in client.read_artifacts(artifact_filter=filters)}
 
 
+def summary_of(client: SyncPrefectClient, flow_run_id: UUID) -> str:
+    """Return the page about the run of a flow run's only pipeline."""
+    filters = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
+    found = client.read_artifacts(artifact_filter=filters)
+    (page,) = [str(artifact.data) for artifact in found if str(artifact.key).endswith("-summary")]
+    return page
+
+
 def logs_of(client: SyncPrefectClient, flow_run_id: UUID) -> list[Log]:
     """Return all lines in the log of a flow run, those of its tasks included."""
     lines: list[Log] = []
@@ -146,6 +154,9 @@ def test_the_demo_is_deployed_and_runs_in_a_worker(
     assert without_load_id == (0,)
     # Of a first load of so many columns, all are in a list.
     assert artifact_keys(client, run.id) == {f"flights-{kind}" for kind in (*ARTIFACTS, "schema-columns")}
+    summary = summary_of(client, run.id)
+    for name, value in {"Flow run": run.name, "Deployment": "flights/load", "Work pool": "pool-flights"}.items():
+        assert f"| {name} | `{value}` |" in summary
     logs = logs_of(client, run.id)
     (task_run_id,) = task_run_ids(client, run.id)
     of_load_threads = [line for line in logs if "on dlt-pool-" in line.message]

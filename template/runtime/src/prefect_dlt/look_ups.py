@@ -73,4 +73,4 @@ class LookUps:
                 try:
                     look_up(self._connect())
                 except Exception:
-                    logger.debug("A question to Prefect's API was not answered", exc_info=True)
+                    logger.debug("A look-up at Prefect's API failed", exc_info=True)

@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from httpx import (
@@ -33,6 +33,7 @@ from prefect.client.schemas.filters import (
     ArtifactFilterTaskRunId,
 )
 from prefect.client.schemas.sorting import ArtifactSort
+from prefect.context import SettingsContext, get_settings_context
 
 from prefect_dlt.outbox import Artifact, Draft
 
@@ -56,7 +57,7 @@ MARK = "prefect-dlt"
 REFUSALS = frozenset({400, 409, 413, 422})
 """Answers that mean what was sent, and will be the same next time; every other failure may pass."""
 
-NOT_FOUND, TOO_MANY, SERVER_ERROR = 404, 429, 500
+FORBIDDEN, NOT_FOUND, TOO_MANY, SERVER_ERROR = 403, 404, 429, 500
 
 # Prefect sends such requests again by itself, and sleeps before it gives up; here the next round sends them.
 _AGAIN = frozenset({408, TOO_MANY, 502, 503})
@@ -108,6 +109,8 @@ class PrefectApi:
     def __init__(self, heard: Callable[[], None]) -> None:
         self._heard = heard
         self._client: SyncPrefectClient | None = None
+        self._earlier_client: SyncPrefectClient | None = None
+        self._sends_tokens = False
         self._connecting = threading.Lock()
         self._sockets: deque[socket.socket] = deque(maxlen=4 * CONNECTIONS)
         self._is_closing = False
@@ -124,15 +127,14 @@ class PrefectApi:
 
         The client's own methods would send an event besides, with all data, through a queue without bounds.
         """
-        client = self.connect()
         if artifact.id is None and artifact.is_doubtful:
-            artifact.id = self._find(client, artifact)
+            artifact.id = self._find(self.connect(), artifact)
             artifact.is_doubtful = False
         if artifact.id is not None:
             update = ArtifactUpdate(data=draft.data, description=draft.description)
             try:
                 body = update.model_dump(mode="json", exclude_unset=True)
-                client.request("PATCH", "/artifacts/{id}", json=body, path_params={"id": artifact.id})
+                self._request("PATCH", "/artifacts/{id}", json=body, path_params={"id": artifact.id})
             except HTTPStatusError as error:
                 if error.response.status_code != NOT_FOUND:
                     raise
@@ -140,13 +142,13 @@ class PrefectApi:
                 artifact.id = None
             else:
                 return False
-        artifact.id = self._create(client, artifact, draft)
+        artifact.id = self._create(artifact, draft)
         return True
 
     def send_events(self, events: Sequence[str]) -> None:
         """Send events, each a JSON text, in one call."""
         body = f"[{','.join(events)}]".encode()
-        self.connect().request("POST", "/events", content=body, headers={"Content-Type": "application/json"})
+        self._request("POST", "/events", content=body, headers={"Content-Type": "application/json"})
 
     def interrupt(self) -> None:
         """End the calls that are under way; they raise."""
@@ -161,8 +163,9 @@ class PrefectApi:
 
     def close(self) -> None:
         """Close the connections. For the thread that made the calls."""
-        if self._client is not None:
-            self._client.__exit__()
+        for client in (self._client, self._earlier_client):
+            if client is not None:
+                client.__exit__()
 
     def _connect(self) -> SyncPrefectClient:
         # With settings of its own, it is not the client of the run, which is another thread's.
@@ -171,12 +174,39 @@ class PrefectApi:
             "limits": Limits(max_connections=CONNECTIONS + 1, keepalive_expiry=KEEPALIVE),
             "event_hooks": {"request": [self._on_request], "response": [self._on_response]},
         }
+        context = get_settings_context()
+        wants_tokens = context.settings.client.csrf_support_enabled and self._sends_tokens
+        client = context.settings.client.model_copy(update={"csrf_support_enabled": wants_tokens})
+        own = context.settings.model_copy(update={"client": client})
         try:
-            return get_client(sync_client=True, httpx_settings=settings).__enter__()
+            with SettingsContext(profile=context.profile, settings=own):
+                return get_client(sync_client=True, httpx_settings=settings).__enter__()
         except Exception as error:
             raise ConnectError("There is no API at this address") from error
 
-    def _create(self, client: SyncPrefectClient, artifact: Artifact, draft: Draft) -> UUID:
+    def _request(self, method: Literal["POST", "PATCH"], path: str, **options: Any) -> Response:
+        """Make a call that changes something; with a token against forged requests where the server wants one.
+
+        Most servers do not, and a client that asks whether they do takes twice as long for its first call.
+        """
+        client = self.connect()
+        try:
+            return client.request(method, path, **options)  # pyright: ignore[reportArgumentType]
+        except HTTPStatusError as error:
+            if error.response.status_code != FORBIDDEN or not self._is_without_tokens(client):
+                raise
+        return self.connect().request(method, path, **options)  # pyright: ignore[reportArgumentType]
+
+    def _is_without_tokens(self, client: SyncPrefectClient) -> bool:
+        """Tell whether a client sends no tokens; the next call then has one that does."""
+        with self._connecting:
+            if not self._sends_tokens:
+                self._sends_tokens = True
+                # Another thread may be using it.
+                self._earlier_client, self._client = self._client, None
+            return client is self._earlier_client
+
+    def _create(self, artifact: Artifact, draft: Draft) -> UUID:
         place = artifact.place
         create = ArtifactCreate(
             key=place.key,
@@ -189,7 +219,7 @@ class PrefectApi:
         )
         body = create.model_dump(mode="json", exclude_unset=True)
         try:
-            return _id_of(client.request("POST", "/artifacts/", json=body))
+            return _id_of(self._request("POST", "/artifacts/", json=body))
         except Exception as error:
             is_answer = isinstance(error, HTTPStatusError) and error.response.status_code < SERVER_ERROR
             artifact.is_doubtful = not is_answer and failure(error) is not Failure.UNREACHABLE

@@ -34,7 +34,7 @@ FLUSH_PERIOD = 1.0
 LONGEST_PAUSE = 5.0
 """Seconds between two attempts at most, while the API takes nothing: the pause doubles until then."""
 
-LONGEST_OBEDIENCE = 60.0
+MAX_RETRY_AFTER = 60.0
 """Seconds that the publisher leaves the API alone at most, when the API asks for more."""
 
 SILENCE = 4.0
@@ -256,7 +256,7 @@ class Publisher:
                 if failure(state.problem) is Failure.UNREACHABLE:
                     self._unreachable_round = self._rounds
                 if (wish := retry_after(state.problem)) is not None:
-                    self._left_alone_until = now + min(wish, LONGEST_OBEDIENCE)
+                    self._left_alone_until = now + min(wish, MAX_RETRY_AFTER)
                 if self._failed_rounds == 1:
                     logger.info("Prefect's API takes no reports (%s); they wait, and the load goes on", self._trouble)
             is_waited_for = any(self._outbox.is_pending(run, until) for run, until in self._flushing)
