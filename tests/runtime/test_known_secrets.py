@@ -15,6 +15,7 @@ from dlt.common.configuration.container import Container
 from dlt.common.configuration.inject import set_fun_last_config
 from dlt.common.configuration.specs import PluggableRunContext
 from dlt.common.configuration.utils import TraceLogContext, get_resolved_traces
+from dlt.extract.reference import SourceReference
 from dlt.pipeline.pipeline import Pipeline
 from dlt.sources.credentials import ConnectionStringCredentials, GcpServiceAccountCredentials
 
@@ -32,7 +33,8 @@ def _nothing_is_known() -> Iterator[None]:
         for contexts, _ in Container().thread_contexts.values():
             if TraceLogContext in contexts:
                 cast("TraceLogContext", contexts[TraceLogContext]).clear()
-        for at_the_level_of_a_module in (shop, orders):
+        registered = [cast("Any", reference.factory) for reference in SourceReference.SOURCES.values()]
+        for at_the_level_of_a_module in (shop, orders, *registered):
             set_fun_last_config(at_the_level_of_a_module, None)  # type: ignore[arg-type]
         learn_secrets()
         _store.forget()
