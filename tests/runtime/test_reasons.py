@@ -110,3 +110,7 @@ def test_a_reason_is_one_bounded_line_without_secrets() -> None:
     assert line.startswith("ValueError: bad *** ***")
     assert len(line) == LONGEST_LINE
     assert line.endswith("…")
+
+
+def test_an_error_without_a_message_is_told_by_its_type() -> None:
+    assert text_of(KeyboardInterrupt()) == "KeyboardInterrupt"

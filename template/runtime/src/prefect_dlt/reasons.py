@@ -58,7 +58,8 @@ def reason_in_trace(traces: Sequence[Mapping[str, Any]], otherwise: str) -> str:
 
 def text_of(error: BaseException) -> str:
     """Return type and message of an error."""
-    return f"{type(error).__name__}: {without_tracebacks(str(error))}"
+    message = without_tracebacks(str(error))
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def without_tracebacks(text: str) -> str:
