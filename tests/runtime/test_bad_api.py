@@ -31,6 +31,8 @@ GENEROUS = 60.0
 NO_RUN = Run(None, None)
 KEYS = {"shop-extract", "shop-normalize", "shop-load", "shop-summary"}
 
+pytestmark = pytest.mark.slow  # they wait for an API that takes its time
+
 
 @pytest.fixture
 def proxy(request: pytest.FixtureRequest) -> Iterator[Proxy]:
@@ -190,7 +192,6 @@ def test_an_api_that_never_answers_holds_up_a_run_by_the_wait_at_its_end_and_not
     assert "shop-summary" in warning
 
 
-@pytest.mark.slow
 def test_of_a_short_run_the_summary_is_shown_when_it_ends_though_each_answer_takes_two_seconds(
     pipeline: Callable[..., Pipeline], proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -252,7 +253,6 @@ def test_an_event_that_is_sent_twice_is_there_once_and_so_is_that_of_a_new_artif
     assert sorted(names()) == ["dlt.test.last", "dlt.test.twice", "prefect.artifact.created"]
 
 
-@pytest.mark.slow
 def test_a_process_ends_while_the_api_hangs_and_says_what_was_not_shown() -> None:
     program = """
         from prefect.settings import PREFECT_API_URL, temporary_settings

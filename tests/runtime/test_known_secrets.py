@@ -247,13 +247,13 @@ def test_the_documents_of_providers_of_secrets_are_looked_through(own_folder: Pa
     (folder / "config.toml").write_text('[sources.shop]\napi_token = "not-a-secret-0123"\n')
     context = Container()[PluggableRunContext]
     try:
-        context.reload(str(own_folder))
+        context.reload(".")
 
         assert learn_secrets() == {KEY}
     finally:
         (folder / "secrets.toml").unlink()
         (folder / "config.toml").unlink()
-        context.reload(str(own_folder))
+        context.reload(".")
 
 
 def test_no_more_is_kept_than_fits_and_what_was_met_last_is() -> None:
