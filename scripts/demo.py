@@ -83,7 +83,8 @@ def run(*command: str | Path, folder: Path = PROJECT, lock: int | None = None) -
     with subprocess.Popen(
         command,
         cwd=folder,
-        env=environment(),
+        # A project has dlt's lines in its terminal as well; here they would hide what the demo shows.
+        env=environment(RUNTIME__LOG_LEVEL="ERROR"),
         pass_fds=() if lock is None else (lock,),
         stdin=subprocess.DEVNULL,
         # Ctrl-C in a terminal would end the flow's Prefect server before the flow has told it anything.
