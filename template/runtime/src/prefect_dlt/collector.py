@@ -187,7 +187,7 @@ class PrefectCollector(CallbackCollector):
             record.usage = self.__run.meter.measure()
 
     def _put(self, record: RunRecord, report: Report) -> None:
-        draft = Draft("markdown", report.headline, report.page, _rank(report))
+        draft = Draft("markdown", report.headline, report.page, report.rank)
         self._put_draft(artifact_key(record.pipeline_name, report.name), draft)
         for long in report.lists:
             for name, rows in long.parts():
@@ -213,9 +213,3 @@ class PrefectCollector(CallbackCollector):
     @override
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_PrefectCollector__run": _Reporting()}
-
-
-def _rank(report: Report) -> Rank:
-    if report.name == "summary":
-        return Rank.SUMMARY
-    return Rank.FAILURE if report.name.startswith("failed_attempt") else Rank.REPORT

@@ -14,6 +14,7 @@ from dlt.pipeline.trace import PipelineStepTrace
 from prefect_dlt.diagrams import GRAPH_STYLE, TIMELINE_STYLE, lineage, timeline
 from prefect_dlt.keys import artifact_key
 from prefect_dlt.markdown import LONGEST_TABLE, cell, fence, shortened, span, table
+from prefect_dlt.outbox import Rank
 from prefect_dlt.progress import SHORTEST_RATE, rate_text
 from prefect_dlt.reasons import reason, reason_in_trace, reason_line, text_of, without_tracebacks
 from prefect_dlt.record import FailedAttempt, Job, RunRecord, TableRow, Written, extracted, jobs, normalized, seconds_of
@@ -88,12 +89,14 @@ class Report:
         headline: What it says, in one plain line.
         page: The page, as Markdown.
         lists: What is too long for the page.
+        rank: How soon it has to be shown.
     """
 
     name: str
     headline: str
     page: str
     lists: tuple[LongList, ...] = ()
+    rank: Rank = Rank.REPORT
 
 
 def summary(record: RunRecord) -> Report:
@@ -132,7 +135,7 @@ def summary(record: RunRecord) -> Report:
     parts += _about(record, safe, record.load_ids)
     if record.error is not None:
         parts += ["## Traceback", fence(redacted_traceback(record.error, record.secrets))]
-    return Report("summary", headline(record), _page(parts), tables.long_list())
+    return Report("summary", headline(record), _page(parts), tables.long_list(), Rank.SUMMARY)
 
 
 def stage_report(record: RunRecord, step: PipelineStepTrace) -> Report:
@@ -184,7 +187,7 @@ def failure_report(record: RunRecord, attempt: FailedAttempt) -> Report:
         *_about(record, safe, record.package_ids),
     ]
     line = f"{attempt.name.capitalize()} failed in {attempt.step} · {reason_line(attempt.error, safe)}"
-    return Report(f"failed_attempt_{attempt.number}", line, _page(parts))
+    return Report(f"failed_attempt_{attempt.number}", line, _page(parts), rank=Rank.FAILURE)
 
 
 def schema_report(record: RunRecord) -> Report:
