@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from prefect_dlt.markdown import LONGEST_BLOCK, LONGEST_CELL, LONGEST_TABLE, cell, fence, shortened, span, table
+from prefect_dlt.markdown import LONGEST_BLOCK, LONGEST_CELL, LONGEST_TABLE, cell, fence, plain, shortened, span, table
 from tests.runtime.reports import HOSTILE, rendered, seen
 
 
@@ -64,3 +64,13 @@ def test_a_block_says_its_language() -> None:
 
 def test_no_text_is_no_code() -> None:
     assert span("") == cell(" \n") == ""
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "the retry policy allows no more (<lambda>)"])
+def test_hostile_text_keeps_to_its_sentence(text: str) -> None:
+    html = rendered(plain(f"E: {text}"))
+
+    assert html == f"<p>{seen(' '.join(f'E: {text}'.split())).translate(UNPRINTABLE)}</p>\n"
+
+
+UNPRINTABLE = dict.fromkeys([0, 7, 0xD800], "?")

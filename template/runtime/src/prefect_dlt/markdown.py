@@ -37,6 +37,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[
     return text
 
 
+def plain(text: str) -> str:
+    """Return text as a sentence on one line; a character that may mean something in Markdown or HTML means itself."""
+    return re.sub(r"([\\`*_~<>\[\]|#])", r"\\\1", printable(" ".join(text.split())))
+
+
 def span(text: str) -> str:
     """Return text as code on one line; code ends at a backtick."""
     line = printable(" ".join(text.split())).replace("`", "'")

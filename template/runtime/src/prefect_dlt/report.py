@@ -13,7 +13,7 @@ from dlt.pipeline.trace import PipelineStepTrace
 
 from prefect_dlt.diagrams import GRAPH_STYLE, TIMELINE_STYLE, lineage, timeline
 from prefect_dlt.keys import artifact_key
-from prefect_dlt.markdown import LONGEST_TABLE, cell, fence, shortened, span, table
+from prefect_dlt.markdown import LONGEST_TABLE, cell, fence, plain, shortened, span, table
 from prefect_dlt.outbox import Rank
 from prefect_dlt.progress import SHORTEST_RATE, rate_text
 from prefect_dlt.reasons import reason, reason_in_trace, reason_line, text_of, without_tracebacks
@@ -115,7 +115,7 @@ def summary(record: RunRecord) -> Report:
     parts = [f"# {span(safe(record.pipeline_name))}: {outcome(record)}", _figures(record)]
     if record.error is not None:
         parts += ["## Error", *_error(record.error, safe)]
-        parts += [record.failed_attempts[-1].next] if record.failed_attempts else []
+        parts += [plain(safe(record.failed_attempts[-1].next))] if record.failed_attempts else []
     if stages := record.stages():
         rows = [(row.name, row.state, str(row.tries), f"{row.seconds:,.1f}") for row in stages]
         parts += ["## Stages", table(("Stage", "State", "Tries", "Seconds"), rows, right=(2, 3))]
@@ -179,7 +179,7 @@ def failure_report(record: RunRecord, attempt: FailedAttempt) -> Report:
         f"# {title}",
         *_error(attempt.error, safe),
         "## What happens next",
-        safe(attempt.next),
+        plain(safe(attempt.next)),
         "## What is pending",
         pending or "Nothing: no data of this run waits in the working directory.",
         "## Traceback",
