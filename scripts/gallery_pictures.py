@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gallery_album import GalleryError, Picture
 from PIL import Image
 from playwright.sync_api import Error as BrowserError
 from playwright.sync_api import Page, sync_playwright
+
+from gallery_album import GalleryError, Picture
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDTH = 1280
