@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +42,15 @@ def prefect_api(own_prefect_home: None) -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture(scope="session")
+def make_database() -> Iterator[Callable[[str], str]]:
+    """Return a function that makes a PostgreSQL database, on a server that takes two seconds to start."""
+    from tests.postgres import postgres_server
+
+    with postgres_server() as make:
+        yield make
 
 
 @pytest.fixture

