@@ -24,10 +24,10 @@ help: ## List the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "make %-16s %s\n", $$1, $$2 }'
 
 demo: $(OWN_UV) ## Scaffold a project with default answers and load the demo's data in it
-	@"$(UV)" run --quiet --no-project --python '$(PYTHON)' scripts/demo.py load
+	@"$(UV)" run --quiet --no-project --python '$(PYTHON)' scripts/demo_project.py load
 
 demo-ui: $(OWN_UV) ## Open the Prefect UI on what `make demo` did
-	@"$(UV)" run --quiet --no-project --python '$(PYTHON)' scripts/demo.py ui
+	@"$(UV)" run --quiet --no-project --python '$(PYTHON)' scripts/demo_project.py ui
 
 setup: $(READY) ## Make the development environment, .venv
 

@@ -17,7 +17,7 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import demo
+import demo_project as demo
 from gallery_album import ARTIFACTS, EVERYTHING, PROGRESS, RUNS, GalleryError, Picture
 
 if TYPE_CHECKING:
