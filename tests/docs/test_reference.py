@@ -19,6 +19,7 @@ PAGES = {"retry": "retry.md", "errors": "errors.md", "logs": "logs.md"}
 LEFT_OUT = {
     "retry": {
         "check_steps",
+        "check_seconds",
         "is_stop_request",
         "is_exhausted",
         "chain",

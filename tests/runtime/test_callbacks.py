@@ -482,7 +482,7 @@ def test_attributes_of_a_subclass_are_its_own(pipeline: Callable[..., Pipeline])
             raise found
         return found
 
-    runner(pipeline(progress=collector), retry_policy=policy).run_built(source)
+    runner(pipeline(progress=collector), retry_policy=policy).run(source)
 
     twin = copy.deepcopy(collector)
     for each in (collector, twin):

@@ -199,7 +199,7 @@ class TestArtifacts:
             policy = Retrying(stop=stop_after_attempt(2), reraise=True)
             collector = PrefectCollector()
             load = runner(pipeline(progress=collector), retry_policy=policy, retry_pipeline_steps=["extract"])
-            load.run_built(guarded)
+            load.run(guarded)
 
         with pytest.raises(PipelineStepFailed):
             main()

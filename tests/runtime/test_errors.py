@@ -12,6 +12,7 @@ import pytest
 from prefect_dlt.errors import (
     ComponentsFailedError,
     ConfigurationError,
+    FailedJobsError,
     NotASourceError,
     PendingDataError,
     PrefectDltError,
@@ -23,6 +24,7 @@ EXAMPLES: list[PrefectDltError] = [
     UnknownResourcesError("shop", ("order",), ("items", "orders")),
     NotASourceError("list"),
     PendingDataError("shop", "/data/pipelines/shop", ("1700000000.1", "1700000000.2")),
+    FailedJobsError("shop", (("1700000000.1", "items", "/data/items.1.jsonl", "ConversionException: no number"),)),
     ComponentsFailedError("load shop", {"items": "OSError: disk full"}, ("orders", "users")),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from prefect.exceptions import TerminationSignal
 from tenacity import AsyncRetrying, Retrying, stop_after_attempt
 
 from prefect_dlt import CallbackCollector, runner
-from prefect_dlt.errors import ConfigurationError, PendingDataError
+from prefect_dlt.errors import ConfigurationError, FailedJobsError, PendingDataError
 from prefect_dlt.retry import chain
 from tests.runtime.conftest import count
 from tests.runtime.sources import shop
@@ -342,7 +343,7 @@ def test_data_that_cannot_be_built_is_retried_and_reported(pipeline: Callable[..
 
     shop_pipeline = pipeline()
     run = runner(shop_pipeline, retry_policy=THREE)
-    run.run_built(build)
+    run.run(build)
 
     assert fails.calls == 3
     assert run.record is not None
@@ -417,7 +418,7 @@ def test_attempts_at_what_an_earlier_run_left_count_as_well(
         build()
         return shop()
 
-    run.run_built(source)
+    run.run(source)
 
     assert run.record is not None
     assert [attempt.name for attempt in run.record.failed_attempts] == ["attempt 1 of 3", "attempt 2 of 4"]
@@ -437,3 +438,61 @@ def test_how_a_run_is_set_up_is_part_of_its_record(pipeline: Callable[..., Pipel
         "Clean folder": "no",
         "Checkpoint": f"none but the working directory, {run.pipeline.working_dir}",
     }
+
+
+def test_a_callable_builds_the_data_anew_for_each_attempt(pipeline: Callable[..., Pipeline]) -> None:
+    built: list[int] = []
+
+    def build() -> Any:
+        built.append(1)
+
+        def rows() -> Any:
+            yield {"id": 1}
+            if len(built) == 1:
+                raise ConnectionError("the source went away")
+            yield {"id": 2}
+
+        return rows()
+
+    shop_pipeline = pipeline()
+
+    runner(shop_pipeline, retry_policy=THREE, retry_pipeline_steps=ALL_STEPS).run(build, table_name="orders")
+
+    assert len(built) == 2
+    assert count(shop_pipeline, "orders") == 2
+
+
+def test_a_source_factory_builds_the_source(pipeline: Callable[..., Pipeline]) -> None:
+    shop_pipeline = pipeline()
+
+    runner(shop_pipeline).run(shop)
+
+    assert count(shop_pipeline, "orders") == 2
+
+
+@pytest.mark.parametrize("pending", [False, True])
+def test_a_load_that_ends_with_failed_jobs_names_table_file_and_message(
+    pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch, pending: bool
+) -> None:
+    monkeypatch.setenv("LOAD__RAISE_ON_FAILED_JOBS", "false")
+    shop_pipeline = pipeline()
+    # The second file has a value that DuckDB cannot take for the column's type.
+    shop_pipeline.run([{"id": 1}], table_name="items", loader_file_format="jsonl")
+    shop_pipeline.extract([{"id": 2}], table_name="items", loader_file_format="jsonl")
+    shop_pipeline.normalize()
+    (file,) = Path(shop_pipeline.working_dir).glob("load/normalized/*/new_jobs/items.*")
+    file.write_bytes(gzip.compress(b'{"id": "two", "_dlt_load_id": "x", "_dlt_id": "y"}\n'))
+
+    run = runner(shop_pipeline, retry_policy=THREE)
+    with pytest.raises(FailedJobsError) as failure:
+        run.run([{"id": 3}] if pending else None, table_name="items")
+
+    (job,) = failure.value.jobs
+    assert job[1] == "items"
+    assert Path(job[2]).is_file()
+    assert "two" in job[3]
+    assert all(part in str(failure.value) for part in ("'items'", file.name.split(".")[1], "'shop'"))
+    # What was given is loaded all the same, and the failure is told with the run.
+    assert count(shop_pipeline, "items") == (2 if pending else 1)
+    assert run.record is not None
+    assert [attempt.error for attempt in run.record.failed_attempts] == [failure.value]

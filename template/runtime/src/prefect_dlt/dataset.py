@@ -14,9 +14,10 @@ import dlt
 from dlt.pipeline.pipeline import Pipeline
 from tenacity import Retrying
 
+from prefect_dlt.configuration import RunnerSettings
 from prefect_dlt.errors import ConfigurationError
 from prefect_dlt.retry import RETRYABLE_STEPS
-from prefect_dlt.runner import runner
+from prefect_dlt.runner import PipelineRunner
 
 # dlt imports these when it needs them; several threads that do so at once find half-imported modules.
 _LAZY_IMPORTS = ("numpy", "pandas", "pyarrow", "pyarrow.parquet", "pyarrow.compute")
@@ -56,7 +57,9 @@ def _seeded(pipeline: Pipeline, dataset_name: str | None, retry_policy: Retrying
             staging=pipeline.staging,
             dataset_name=cast("str", dataset_name),
         )
-        runner(seed, retry_policy=retry_policy, retry_pipeline_steps=RETRYABLE_STEPS).run([], table_name="seed")
+        # Not as the configuration says: its traces are not worth storing, and there is nothing in it to verify.
+        settings = RunnerSettings(retry_policy=retry_policy, retry_pipeline_steps=RETRYABLE_STEPS)
+        PipelineRunner(seed, settings).run([], table_name="seed")
         yield seed
 
 

@@ -6,6 +6,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+MOST_LISTED = 20
+"""Files or the like that a message lists."""
+
 
 class PrefectDltError(Exception):
     """Base of all errors of this package.
@@ -85,6 +88,29 @@ class PendingDataError(PrefectDltError, RuntimeError):
             "run_from_clean_folder=False to load it, or drop it on purpose with "
             f"`dlt pipeline --pipelines-dir {folder} {self.pipeline_name} abort-packages`."
         )
+
+
+class FailedJobsError(PrefectDltError, RuntimeError):
+    """A load ended, and some of its files could not be loaded: dlt was told not to raise an error for that."""
+
+    def __init__(self, pipeline_name: str, jobs: tuple[tuple[str, str, str, str], ...]) -> None:
+        """Each job is its load id, the table, the path of the file, and what it failed with."""
+        super().__init__(pipeline_name, jobs)
+        self.pipeline_name = pipeline_name
+        self.jobs = jobs
+
+    def __str__(self) -> str:
+        count = f"{len(self.jobs)} file" if len(self.jobs) == 1 else f"{len(self.jobs)} files"
+        lines = [f"Pipeline {self.pipeline_name!r} ended without {count} that the destination refused:"]
+        for load_id, table, path, message in self.jobs[:MOST_LISTED]:
+            lines.append(f"  table {table!r} of load package {load_id}: {path}: {message}")
+        if (more := len(self.jobs) - MOST_LISTED) > 0:
+            lines.append(f"  and {more:,} more")
+        lines.append(
+            "The package counts as loaded, without these files: no later run loads them. They are kept where they are. "
+            "With load.raise_on_failed_jobs left at true, dlt keeps such a package pending instead."
+        )
+        return "\n".join(lines)
 
 
 class ComponentsFailedError(PrefectDltError, RuntimeError):

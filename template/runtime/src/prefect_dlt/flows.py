@@ -20,6 +20,7 @@ from prefect.task_runners import TaskRunner
 from tenacity import Retrying
 
 from prefect_dlt.collector import PrefectCollector
+from prefect_dlt.configuration import RunnerSettings, Verify, runner_settings
 from prefect_dlt.dataset import check_dataset_name, derive, shared_dataset
 from prefect_dlt.decompose import Component, Decompose, components, decompose_mode, derived_name, select
 from prefect_dlt.errors import ComponentsFailedError
@@ -29,7 +30,7 @@ from prefect_dlt.reasons import text_of
 from prefect_dlt.record import TableRow, most_rows_first
 from prefect_dlt.redact import redact
 from prefect_dlt.report import text_table
-from prefect_dlt.runner import runner
+from prefect_dlt.runner import PipelineRunner
 
 WHOLE = "the whole source"
 
@@ -79,23 +80,28 @@ class FlowResult:
 class _Job:
     """How to load: what a task needs besides the names of the resources and the options of the run.
 
-    Pipeline and source are objects or callables that build one; callables are called in the task.
+    Pipeline and source are objects or callables that build one; callables are called in the task. The runner's options
+    are those of `prefect_dlt.runner`; what is None is configured where the task runs.
     """
 
     pipeline: Pipeline | Callable[[], Pipeline]
     source: Any
-    retry_policy: Retrying | None
-    retry_pipeline_steps: Sequence[str]
-    store_trace_info: bool | Pipeline
-    run_from_clean_folder: bool
+    runner_options: dict[str, Any]
     component: str = WHOLE
     derived: bool = False
 
-    def build_pipeline(self) -> Pipeline:
-        pipeline = self.pipeline if isinstance(self.pipeline, Pipeline) else self.pipeline()
+    def build_base(self) -> Pipeline:
+        return self.pipeline if isinstance(self.pipeline, Pipeline) else self.pipeline()
+
+    def settings(self, base: Pipeline) -> RunnerSettings:
+        # What is configured for a pipeline counts for those that derive from it.
+        return runner_settings(base.pipeline_name, **self.runner_options)
+
+    def build_pipeline(self, base: Pipeline) -> Pipeline:
+        pipeline = base
         check_dataset_name(pipeline)
         if self.derived:
-            base, pipeline = pipeline, derive(pipeline, derived_name(pipeline.pipeline_name, self.component))
+            pipeline = derive(base, derived_name(pipeline.pipeline_name, self.component))
             pipeline.collector = _own_collector(base)
         elif isinstance(pipeline.collector, NullCollector):
             pipeline.collector = PrefectCollector()
@@ -111,15 +117,11 @@ class _Job:
 
     def _run(self, resources: Sequence[str] | None, run_options: dict[str, Any]) -> ComponentResult:
         started = time.monotonic()
-        pipeline = self.build_pipeline()
-        run = runner(
-            pipeline,
-            retry_policy=self.retry_policy,
-            retry_pipeline_steps=self.retry_pipeline_steps,
-            store_trace_info=self.store_trace_info,
-            run_from_clean_folder=self.run_from_clean_folder,
-        )
-        info = run.run_built(lambda: self.build_source(resources), **run_options)
+        base = self.build_base()
+        settings = self.settings(base)
+        pipeline = self.build_pipeline(base)
+        run = PipelineRunner(pipeline, settings)
+        info = run.run(lambda: self.build_source(resources), **run_options)
         tables = tuple(run.record.tables()) if run.record else ()
         return ComponentResult(self.component, pipeline.pipeline_name, time.monotonic() - started, info, tables)
 
@@ -129,10 +131,13 @@ def create_run_pipeline_task(
     source: Any,
     *,
     task_name: str | None = None,
-    retry_policy: Retrying | None = None,
-    retry_pipeline_steps: Sequence[str] = ("load",),
-    store_trace_info: bool | Pipeline = False,
-    run_from_clean_folder: bool = False,
+    retry_policy: Retrying | str | None = None,
+    retry_pipeline_steps: Sequence[str] | None = None,
+    store_trace_info: bool | Pipeline | None = None,
+    run_from_clean_folder: bool | None = None,
+    discard_pending: bool | None = None,
+    verify: bool | Verify | None = None,
+    lock_timeout: float | None = None,
 ) -> Task[..., LoadInfo | None]:
     """Return a Prefect task that runs one pipeline with one source.
 
@@ -144,12 +149,24 @@ def create_run_pipeline_task(
         pipeline: The pipeline, or a callable that builds one.
         source: What `pipeline.run` takes as data, or a callable that builds it.
         task_name: Name of the task; "load <pipeline>" where the pipeline is an object, else "load".
-        retry_policy: See `prefect_dlt.runner`, for this and the following arguments.
+        retry_policy: See `prefect_dlt.runner`, for this and the following arguments: what is left out is configured.
         retry_pipeline_steps: Steps that may be made again.
         store_trace_info: Whether to store traces, or the pipeline to store them with.
         run_from_clean_folder: Whether to begin with an empty working directory.
+        discard_pending: Whether to move aside what an earlier run left.
+        verify: Whether to compare what was normalised with what the destination holds.
+        lock_timeout: Longest wait for another run of the pipeline to end, in seconds.
     """
-    job = _Job(pipeline, source, retry_policy, retry_pipeline_steps, store_trace_info, run_from_clean_folder)
+    options: dict[str, Any] = {
+        "retry_policy": retry_policy,
+        "retry_pipeline_steps": retry_pipeline_steps,
+        "store_trace_info": store_trace_info,
+        "run_from_clean_folder": run_from_clean_folder,
+        "discard_pending": discard_pending,
+        "verify": verify,
+        "lock_timeout": lock_timeout,
+    }
+    job = _Job(pipeline, source, options)
     name = f"load {pipeline.pipeline_name}" if isinstance(pipeline, Pipeline) else "load"
 
     @task(name=task_name or name, cache_policy=NO_CACHE, log_prints=True)
@@ -167,10 +184,13 @@ def create_run_pipeline_flow(
     flow_name: str | None = None,
     task_runner: TaskRunner[Any] | None = None,
     description: str | None = None,
-    retry_policy: Retrying | None = None,
-    retry_pipeline_steps: Sequence[str] = ("load",),
-    store_trace_info: bool | Pipeline = False,
-    run_from_clean_folder: bool = False,
+    retry_policy: Retrying | str | None = None,
+    retry_pipeline_steps: Sequence[str] | None = None,
+    store_trace_info: bool | Pipeline | None = None,
+    run_from_clean_folder: bool | None = None,
+    discard_pending: bool | None = None,
+    verify: bool | Verify | None = None,
+    lock_timeout: float | None = None,
 ) -> Flow[..., FlowResult]:
     """Return a Prefect flow that runs a pipeline with a source, whole or taken apart.
 
@@ -188,10 +208,14 @@ def create_run_pipeline_flow(
         flow_name: Name of the flow; "load <pipeline>" where the pipeline is an object, else "load".
         task_runner: What runs the tasks; by default that of the flow that calls this one, or else threads.
         description: What the UI says about the flow.
-        retry_policy: See `prefect_dlt.runner`, for this and the following arguments; each component retries by itself.
+        retry_policy: See `prefect_dlt.runner`, for this and the following arguments: what is left out is configured.
+            Each component retries by itself.
         retry_pipeline_steps: Steps that may be made again.
         store_trace_info: Whether to store traces, or the pipeline to store them with.
         run_from_clean_folder: Whether to begin with an empty working directory.
+        discard_pending: Whether to move aside what an earlier run left.
+        verify: Whether to compare what was normalised with what the destination holds.
+        lock_timeout: Longest wait for another run of the pipeline to end, in seconds.
 
     Raises:
         ConfigurationError: If `decompose` is none of the modes.
@@ -201,7 +225,16 @@ def create_run_pipeline_flow(
     """
     mode = decompose_mode(decompose)
     learn_secrets(pipeline, source)
-    job = _Job(pipeline, source, retry_policy, retry_pipeline_steps, store_trace_info, run_from_clean_folder)
+    options: dict[str, Any] = {
+        "retry_policy": retry_policy,
+        "retry_pipeline_steps": retry_pipeline_steps,
+        "store_trace_info": store_trace_info,
+        "run_from_clean_folder": run_from_clean_folder,
+        "discard_pending": discard_pending,
+        "verify": verify,
+        "lock_timeout": lock_timeout,
+    }
+    job = _Job(pipeline, source, options)
     name = flow_name or (f"load {pipeline.pipeline_name}" if isinstance(pipeline, Pipeline) else "load")
 
     def run_pipeline(  # noqa: PLR0917 - Prefect passes parameters by name
@@ -266,14 +299,16 @@ def _run_in_sequence(job: _Job, resources: Sequence[str] | None, options: dict[s
             continue
         load = partial(_load_part(part), replace(job, component=part.name), part.resources, options)
         results.append(_result_of(part, load))
-        if results[-1].error is not None and job.build_pipeline().has_pending_data:
+        if results[-1].error is not None and job.build_pipeline(job.build_base()).has_pending_data:
             blocked_by = part.name
     return results
 
 
 def _run_in_parallel(job: _Job, resources: Sequence[str] | None, options: dict[str, Any]) -> list[ComponentResult]:
     parts = components(job.build_source(resources))
-    with shared_dataset(job.build_pipeline(), options.get("dataset_name"), job.retry_policy):
+    base = job.build_base()
+    retry_policy = job.settings(base).retry_policy
+    with shared_dataset(job.build_pipeline(base), options.get("dataset_name"), retry_policy):
         futures = [
             _load_part(part).submit(replace(job, component=part.name, derived=True), part.resources, options)  # pyright: ignore[reportUnknownMemberType]
             for part in parts

@@ -47,7 +47,7 @@ def fixed_attempts(attempts: int, wait: float = 1.0) -> Retrying:
         ConfigurationError: If `attempts` is below 1 or `wait` is negative.
     """
     _check_attempts(attempts)
-    _check_seconds("wait", wait)
+    check_seconds("wait", wait)
     return Retrying(stop=stop_after_attempt(attempts), wait=wait_fixed(wait), reraise=True)
 
 
@@ -65,7 +65,7 @@ def exponential_backoff(attempts: int, multiplier: float = 1.0, min: float = 1.0
     """
     _check_attempts(attempts)
     for name, value in (("multiplier", multiplier), ("min", min), ("max", max)):
-        _check_seconds(name, value)
+        check_seconds(name, value)
     if min > max:
         raise ConfigurationError("min", min, f"the shortest pause is at most the longest one, max={max}")
     return Retrying(
@@ -73,6 +73,40 @@ def exponential_backoff(attempts: int, multiplier: float = 1.0, min: float = 1.0
         wait=wait_exponential(multiplier=multiplier, min=min, max=max),
         reraise=True,
     )
+
+
+POLICIES = ("none", "fixed_attempts", "exponential_backoff")
+"""Names of the ready-made policies."""
+
+
+def policy_named(  # noqa: PLR0917 - one after another, as configured
+    name: str,
+    attempts: int = 3,
+    wait: float = 1.0,
+    multiplier: float = 1.0,
+    min: float = 1.0,  # noqa: A002 - tenacity's names
+    max: float = 60.0,  # noqa: A002 - tenacity's names
+) -> Retrying:
+    """Return a ready-made policy by its name.
+
+    Args:
+        name: "none", "fixed_attempts" or "exponential_backoff".
+        attempts: Attempts in total, the first one included; at least 1. For both policies that retry.
+        wait: Pause of "fixed_attempts", in seconds.
+        multiplier: Factor on the pauses of "exponential_backoff".
+        min: Shortest pause of "exponential_backoff", in seconds.
+        max: Longest pause of "exponential_backoff", in seconds.
+
+    Raises:
+        ConfigurationError: If there is no policy of that name, or a number cannot work.
+    """
+    if name == "none":
+        return no_retry()
+    if name == "fixed_attempts":
+        return fixed_attempts(attempts, wait)
+    if name == "exponential_backoff":
+        return exponential_backoff(attempts, multiplier, min, max)
+    raise ConfigurationError("retry_policy", name, f"choose one of {', '.join(map(repr, POLICIES))}")
 
 
 def worth_retrying(steps: Sequence[TPipelineStep] = ("load",)) -> Callable[[BaseException], bool]:
@@ -210,6 +244,9 @@ def _check_attempts(attempts: int) -> None:
         raise ConfigurationError("attempts", attempts, "give a whole number of attempts, at least 1")
 
 
-def _check_seconds(name: str, seconds: float) -> None:
-    if not 0 <= seconds < math.inf:
+def check_seconds(name: str, seconds: float) -> float:
+    """Return the seconds, or raise `ConfigurationError` when they are negative, endless, or no number."""
+    # bool is an int, and True seconds are a mistake.
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigurationError(name, seconds, "give seconds, at least 0")
+    return seconds

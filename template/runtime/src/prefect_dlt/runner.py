@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 from dlt.common.pipeline import LoadInfo
+from dlt.extract import DltResource, DltSource
 from dlt.pipeline.pipeline import Pipeline
-from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
+from tenacity import RetryCallState, Retrying, retry_if_exception
 
 from prefect_dlt.callbacks import CallbackCollector
-from prefect_dlt.errors import ConfigurationError, PendingDataError
+from prefect_dlt.configuration import RunnerSettings, Verify, runner_settings
+from prefect_dlt.errors import ConfigurationError, FailedJobsError, PendingDataError, PrefectDltError
 from prefect_dlt.known_secrets import known_secrets, learn_secrets
+from prefect_dlt.markdown import printable, shortened
 from prefect_dlt.pending import pending_lines, resumes_with
-from prefect_dlt.reasons import reason_line
+from prefect_dlt.reasons import LONGEST_LINE, reason_line, without_tracebacks
 from prefect_dlt.record import RunRecord
-from prefect_dlt.redact import redaction
+from prefect_dlt.redact import redact, redaction
 from prefect_dlt.retry import (
     chain,
-    check_steps,
     is_exhausted,
     is_stop_request,
     most_attempts,
-    no_retry,
     policy_text,
     why_not_retried,
     worth_retrying,
@@ -36,68 +37,75 @@ logger = logging.getLogger("prefect_dlt")
 def runner(
     pipeline: Pipeline,
     *,
-    retry_policy: Retrying | None = None,
-    retry_pipeline_steps: Sequence[str] = ("load",),
-    store_trace_info: bool | Pipeline = False,
-    run_from_clean_folder: bool = False,
+    retry_policy: Retrying | str | None = None,
+    retry_pipeline_steps: Sequence[str] | None = None,
+    store_trace_info: bool | Pipeline | None = None,
+    run_from_clean_folder: bool | None = None,
+    discard_pending: bool | None = None,
+    verify: bool | Verify | None = None,
+    lock_timeout: float | None = None,
 ) -> PipelineRunner:
     """Return a runner for a pipeline; its `run` takes what `pipeline.run` takes.
 
+    An argument that is left out is taken from dlt's configuration: from `[<pipeline>.runner]`, else from `[runner]`.
+
     Args:
         pipeline: The pipeline to run.
-        retry_policy: How often and with which pauses a failed attempt is made again: any tenacity policy; one attempt
-            by default. What is worth retrying is decided by `prefect_dlt.retry.worth_retrying` besides.
-        retry_pipeline_steps: Steps that may be made again, of "extract", "normalize" and "load".
+        retry_policy: How often and with which pauses a failed attempt is made again: any tenacity policy, or the name
+            of a ready-made one, whose numbers are configured; one attempt by default. What is worth retrying is decided
+            by `prefect_dlt.retry.worth_retrying` besides.
+        retry_pipeline_steps: Steps that may be made again, of "extract", "normalize" and "load"; "load" by default.
         store_trace_info: Whether to store a trace after every attempt, in table `<pipeline>_trace` by a pipeline of
             its own, `_trace_<pipeline>`; or the pipeline to store it with.
         run_from_clean_folder: Whether to drop the working directory and restore state and schemas from the destination
             before the run.
+        discard_pending: Whether to move aside what an earlier run left, rather than to load it first.
+        verify: Whether to compare what was normalised with what the destination holds: True or "raise" for an error
+            when they differ, "warn" for a warning.
+        lock_timeout: Longest wait for another run of this pipeline on this machine to end, in seconds; 0 by default.
 
     Raises:
-        ConfigurationError: If an argument has a value that cannot work.
+        ConfigurationError: If an argument, or what is configured, has a value that cannot work.
     """
-    return PipelineRunner(
-        pipeline,
-        retry_policy=retry_policy or no_retry(),
+    if not isinstance(pipeline, Pipeline):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigurationError("pipeline", pipeline, "give what dlt.pipeline() returns")
+    settings = runner_settings(
+        pipeline.pipeline_name,
+        retry_policy=retry_policy,
         retry_pipeline_steps=retry_pipeline_steps,
         store_trace_info=store_trace_info,
         run_from_clean_folder=run_from_clean_folder,
+        discard_pending=discard_pending,
+        verify=verify,
+        lock_timeout=lock_timeout,
     )
+    return PipelineRunner(pipeline, settings)
 
 
 class PipelineRunner:
     """Runs one pipeline; made by `runner`.
 
     Attributes:
+        pipeline: The pipeline.
+        settings: How it is run.
         record: What the latest run did; None before the first.
     """
 
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        *,
-        retry_policy: Retrying,
-        retry_pipeline_steps: Sequence[str],
-        store_trace_info: bool | Pipeline,
-        run_from_clean_folder: bool,
-    ) -> None:
-        if not isinstance(pipeline, Pipeline):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigurationError("pipeline", pipeline, "give what dlt.pipeline() returns")
-        if not isinstance(retry_policy, Retrying) or isinstance(retry_policy, AsyncRetrying):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigurationError("retry_policy", retry_policy, "give a tenacity.Retrying")
+    def __init__(self, pipeline: Pipeline, settings: RunnerSettings) -> None:
         learn_secrets(pipeline)
         self.pipeline = pipeline
+        self.settings = settings
         self.record: RunRecord | None = None
-        self._policy = retry_policy
-        self._steps = check_steps(retry_pipeline_steps)
-        self._trace_store = TraceStore.of(pipeline, store_trace_info)
-        self._clean_folder = run_from_clean_folder
+        self._policy = settings.policy
+        self._trace_store = TraceStore.of(pipeline, settings.store_trace_info)
 
     def run(self, data: Any = None, **run_options: Any) -> LoadInfo | None:
         """Load what an earlier run left behind, then run the pipeline with the data.
 
         Args:
-            data: What `pipeline.run` takes, a dlt source for example; None loads only what is pending.
+            data: What `pipeline.run` takes, a dlt source for example; or a callable that returns it, called for each
+                attempt, so that even what was read already when the source was built can be read anew; None loads only
+                what is pending.
             **run_options: What else `pipeline.run` takes.
 
         Returns:
@@ -105,20 +113,12 @@ class PipelineRunner:
 
         Raises:
             PendingDataError: If a clean folder is asked for while data waits in it.
+            FailedJobsError: If a load ended without some of its files.
         """
-        return self.run_built(lambda: data, **run_options)
-
-    def run_built(self, build: Callable[[], Any], **run_options: Any) -> LoadInfo | None:
-        """Do as `run` does with data that is built anew for each attempt, as a part of it.
-
-        Where a source reads a database already when it is built, a failure to do so is retried and reported like any
-        other.
-
-        Args:
-            build: Returns what `run` takes as data.
-            **run_options: What else `pipeline.run` takes.
-        """
-        self.record = RunRecord.of(self.pipeline, self._settings())
+        # A resource can be called as well, to bind its arguments, but it is data as it stands; and so is a source.
+        builds = callable(data) and not isinstance(data, DltSource | DltResource)
+        build = cast("Callable[[], Any]", data) if builds else lambda: data
+        self.record = RunRecord.of(self.pipeline, self._settings_told())
         learn_secrets(self.pipeline)
         collector = self.pipeline.collector
         reports = isinstance(collector, CallbackCollector)
@@ -133,12 +133,12 @@ class PipelineRunner:
         return self.run(None)
 
     def _run(self, build: Callable[[], Any], run_options: dict[str, Any]) -> LoadInfo | None:
-        info: LoadInfo | None = None
-        if self._clean_folder:
+        if self.settings.run_from_clean_folder:
             self._clean()
+        left: LoadInfo | None = None
         if self.pipeline.has_pending_data:
             self._say(logging.INFO, f"Pipeline {self.pipeline.pipeline_name!r} loads first what an earlier run left")
-            info = self._attempt(self._load_pending)
+            left = self._attempt(self._load_pending)
         attempts = 0
 
         def load() -> LoadInfo | None:
@@ -150,9 +150,20 @@ class PipelineRunner:
                 return self._load_pending()
             data = build()
             learn_secrets(self.pipeline, data)
-            return info if data is None else self.pipeline.run(data, **run_options)
+            return left if data is None else self.pipeline.run(data, **run_options)
 
-        return self._attempt(load)
+        info = self._attempt(load)
+        self._check([left, info] if info is not left else [info])
+        return info
+
+    def _check(self, loads: Sequence[LoadInfo | None]) -> None:
+        """Raise an error when what was loaded is not all there; no retry would change that."""
+        try:
+            if failed := tuple(job for info in loads if info for job in _failed_jobs(info)):
+                raise FailedJobsError(self.pipeline.pipeline_name, failed)
+        except PrefectDltError as error:
+            self._note_failure(error, 0, self._why_it_ends(error), is_last=True)
+            raise
 
     def _load_pending(self) -> LoadInfo | None:
         # Not run(): on a dataset that does not exist yet it wipes the working directory, pending packages included,
@@ -176,7 +187,7 @@ class PipelineRunner:
                 self._note_trace()
 
         policy = self._policy.copy(
-            retry=self._policy.retry & retry_if_exception(worth_retrying(self._steps)),
+            retry=self._policy.retry & retry_if_exception(worth_retrying(self.settings.retry_pipeline_steps)),
             before_sleep=self._before_sleep,
             reraise=True,
         )
@@ -237,7 +248,8 @@ class PipelineRunner:
             collector.report_failure(self.pipeline, attempt)
 
     def _why_it_ends(self, error: BaseException) -> str:
-        reason = why_not_retried(error, self._steps) or f"the retry policy allows no more ({policy_text(self._policy)})"
+        reason = why_not_retried(error, self.settings.retry_pipeline_steps)
+        reason = reason or f"the retry policy allows no more ({policy_text(self._policy)})"
         return f"No further attempt: {reason}."
 
     def _is_last(self, state: RetryCallState) -> bool:
@@ -274,12 +286,21 @@ class PipelineRunner:
         self.pipeline.drop()
         self._attempt(lambda: self.pipeline.sync_destination())  # noqa: PLW0108 - its arguments are not ours
 
-    def _settings(self) -> dict[str, str]:
+    def _settings_told(self) -> dict[str, str]:
         return {
             "Retry policy": policy_text(self._policy),
-            "Steps retried": ", ".join(self._steps) or "none",
+            "Steps retried": ", ".join(self.settings.retry_pipeline_steps) or "none",
             "Trace pipeline": self._trace_store.pipeline_name if self._trace_store else "none: traces are not stored",
             "Trace table": self._trace_store.table_name if self._trace_store else "",
-            "Clean folder": "yes" if self._clean_folder else "no",
+            "Clean folder": "yes" if self.settings.run_from_clean_folder else "no",
             "Checkpoint": f"none but the working directory, {self.pipeline.working_dir}",
         }
+
+
+def _failed_jobs(info: LoadInfo) -> Iterator[tuple[str, str, str, str]]:
+    """Yield what a load has left out, as `FailedJobsError` takes it."""
+    for package in info.load_packages:
+        for job in package.jobs["failed_jobs"]:
+            message = redact(without_tracebacks(job.failed_message or "no reason is known"), known_secrets())
+            line = shortened(printable(" ".join(message.split())), LONGEST_LINE)
+            yield package.load_id, job.job_file_info.table_name, job.file_path, line
