@@ -9,7 +9,22 @@ import prefect_dlt
 
 FOLDER = Path(prefect_dlt.__file__).parent
 TALK = {"collector", "deployment", "emitter", "flows", "logs", "look_ups", "prefect_api", "publisher"}
-ACT = {"callbacks", "configuration", "dataset", "environment", "known_secrets", "pending", "runner", "traces", "usage"}
+ACT = {
+    "callbacks",
+    "configuration",
+    "dataset",
+    "environment",
+    "job_files",
+    "known_secrets",
+    "leftovers",
+    "loaded_rows",
+    "package_jobs",
+    "pending",
+    "recovery",
+    "runner",
+    "traces",
+    "usage",
+}
 DECIDE = {
     "assets",
     "decompose",

@@ -157,6 +157,50 @@ class FailedAttempt:
 
 
 @dataclass
+class Recovered:
+    """What was found of a load that had been cut in the middle.
+
+    Attributes:
+        load_id: The load.
+        loaded: Jobs that had been loaded, and are not loaded again.
+        taken_back: Jobs that are loaded again, since what they had written could only be taken back.
+        unsure: Tables of jobs of which nothing could be found out; dlt loads those again.
+        completed: Whether all of it had been loaded.
+    """
+
+    load_id: str
+    loaded: list[str] = field(default_factory=list[str])
+    taken_back: list[str] = field(default_factory=list[str])
+    unsure: set[str] = field(default_factory=set[str])
+    completed: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.loaded or self.taken_back or self.unsure or self.completed)
+
+    @property
+    def text(self) -> str:
+        """What was found, in a line."""
+        found: list[str] = []
+        if self.completed:
+            found.append("it had been loaded before the run was cut; not loaded again")
+        if self.loaded:
+            found.append(f"{_jobs(self.loaded)} had been loaded before the run was cut; not loaded again")
+        if self.taken_back:
+            found.append(f"{_jobs(self.taken_back)} loaded anew, after what had been written was taken back")
+        if self.unsure:
+            tables = ", ".join(sorted(self.unsure))
+            found.append(
+                f"whether interrupted jobs of {tables} had been loaded cannot be told, so they are loaded again, and "
+                "their rows may be there twice; for Arrow tables, normalize.parquet_normalizer.add_dlt_load_id tells it"
+            )
+        return f"Load {self.load_id}: {'; '.join(found)}"
+
+
+def _jobs(names: Sequence[str]) -> str:
+    return "1 job" if len(names) == 1 else f"{len(names):,} jobs"
+
+
+@dataclass
 class RunRecord:
     """What is known of one run, from its beginning until its report.
 
@@ -176,6 +220,7 @@ class RunRecord:
         secrets: Values that no report may hold.
         id: Tells it from the records of other runs.
         is_by_steps: Whether the steps are called one by one, and more of them may follow.
+        recovered: What was found of loads that had been cut in the middle, before they were loaded on.
         untraced: What was loaded while dlt was told not to trace, so that nothing else is known of it.
     """
 
@@ -194,6 +239,7 @@ class RunRecord:
     secrets: set[str] = field(default_factory=set[str], repr=False)
     id: UUID = field(default_factory=uuid4, repr=False)
     is_by_steps: bool = False
+    recovered: list[Recovered] = field(default_factory=list[Recovered])
     untraced: LoadInfo | None = None
     _steps: dict[str, PipelineStepTrace] = field(default_factory=dict[str, PipelineStepTrace], repr=False)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 from dlt.common.pipeline import LoadInfo
 from dlt.extract import DltResource, DltSource
+from dlt.pipeline.exceptions import PipelineStepFailed
 from dlt.pipeline.pipeline import Pipeline
 from tenacity import RetryCallState, Retrying, retry_if_exception
 
@@ -15,10 +17,12 @@ from prefect_dlt.callbacks import CallbackCollector
 from prefect_dlt.configuration import RunnerSettings, Verify, runner_settings
 from prefect_dlt.errors import ConfigurationError, FailedJobsError, PendingDataError, PrefectDltError
 from prefect_dlt.known_secrets import known_secrets, learn_secrets
+from prefect_dlt.leftovers import tidy_up
 from prefect_dlt.markdown import printable, shortened
 from prefect_dlt.pending import pending_lines, resumes_with
 from prefect_dlt.reasons import LONGEST_LINE, reason_line, without_tracebacks
 from prefect_dlt.record import RunRecord
+from prefect_dlt.recovery import recover
 from prefect_dlt.redact import redact, redaction
 from prefect_dlt.retry import (
     chain,
@@ -169,9 +173,33 @@ class PipelineRunner:
         # Not run(): on a dataset that does not exist yet it wipes the working directory, pending packages included,
         # and it returns without loading the data that it was given.
         self.pipeline.activate()
+        tidy_up(self.pipeline)
         if self.pipeline.list_extracted_load_packages():
             self.pipeline.normalize()
-        return self.pipeline.load()
+        self._recover()
+        while True:
+            try:
+                return self.pipeline.load()
+            except PipelineStepFailed as error:  # noqa: PERF203 - it goes round only to load again
+                if not self._was_loaded_all_the_same(error):
+                    raise
+
+    def _was_loaded_all_the_same(self, error: PipelineStepFailed) -> bool:
+        """Tell whether a load failed on rows that were there already, committed when nobody was told any more."""
+        if any(map(is_stop_request, chain(error, explicit=True))):
+            return False
+        with contextlib.suppress(PipelineStepFailed):
+            return self._recover() > 0
+        return False
+
+    def _recover(self) -> int:
+        """Find what a load that was cut had committed; return how many jobs are noted as done for it."""
+        found = recover(self.pipeline)
+        for each in found:
+            self._say(logging.WARNING if each.unsure else logging.INFO, each.text)
+        if self.record is not None:
+            self.record.recovered += found
+        return sum(len(each.loaded) for each in found)
 
     def _attempt(self, act: Callable[[], LoadInfo | None]) -> LoadInfo | None:
         first_error: BaseException | None = None
