@@ -16,7 +16,7 @@ from dlt.pipeline.pipeline import Pipeline
 
 from prefect_dlt import CallbackCollector, runner
 from prefect_dlt.markdown import LONGEST_BLOCK, LONGEST_TABLE
-from prefect_dlt.record import RunRecord, Table, TableRow, Usage
+from prefect_dlt.record import Recovered, RunRecord, Table, TableRow, Usage
 from prefect_dlt.report import (
     LARGEST_LIST,
     LongList,
@@ -169,6 +169,19 @@ def test_what_was_not_loaded_is_not_told_as_loaded(
         getattr(shop_pipeline, step)(*([shop()] if step == "extract" else []))
 
     assert headline(collector.record).startswith(said)
+
+
+def test_what_was_found_of_a_load_that_was_cut_is_told() -> None:
+    record = empty_record()
+    record.recovered = [
+        Recovered("17.1", loaded=["orders.1a.0.parquet", "orders.2b.0.parquet"]),
+        Recovered("17.2", taken_back=["orders.3c.0.parquet"], unsure={"items"}),
+        Recovered("17.3", completed=True),
+    ]
+    page = summary(record).page
+    assert "Load 17.1: 2 jobs had been loaded before the run was cut; not loaded again." in page
+    assert "Load 17.2: 1 job loaded anew, after what had been written was taken back; whether interrupted" in page
+    assert "Load 17.3: it had been loaded before the run was cut; not loaded again." in page
 
 
 def test_a_run_without_a_trace_says_that_nothing_else_is_known(

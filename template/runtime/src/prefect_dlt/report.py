@@ -113,6 +113,7 @@ def summary(record: RunRecord) -> Report:
         ],
     )
     parts = [f"# {span(safe(record.pipeline_name))}: {outcome(record)}", _figures(record)]
+    parts += [plain(safe(f"{each.text}.")) for each in record.recovered]
     if record.error is not None:
         parts += ["## Error", *_error(record.error, safe)]
         parts += [plain(safe(record.failed_attempts[-1].next))] if record.failed_attempts else []
