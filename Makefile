@@ -37,6 +37,9 @@ test: $(READY) ## Run the whole suite, then the runtime's on the oldest and the 
 quick: $(READY) ## Run the suite's quick tests on this Python only; pytest's options go in ARGS
 	@$(IN_ENV) pytest -m 'not slow' $(ARGS)
 
+chaos: $(READY) ## Kill a thousand loads at many moments, and count what is lost, doubled or stuck; options go in ARGS
+	@$(IN_ENV) python -m tests.chaos --kills 1000 $(ARGS)
+
 bench-collector: $(READY) ## Measure what the collector costs a load, with the API up, slow, hanging and down
 	@$(IN_ENV) python -m benchmarks.collector $(ARGS)
 
@@ -71,7 +74,7 @@ constraints: $(OWN_UV) ## Write the newest versions that resolve to constraints/
 clean: ## Remove every environment and cache, and the demo
 	rm -rf .venv .venvs .tools demo .pytest_cache .ruff_cache build dist
 
-.PHONY: help demo demo-ui setup test quick bench-collector check format hooks gallery constraints clean
+.PHONY: help demo demo-ui setup test quick chaos bench-collector check format hooks gallery constraints clean
 
 $(READY): Makefile pyproject.toml template/runtime/pyproject.toml $(wildcard constraints/*.txt) | $(OWN_UV)
 	@echo "Installing the development environment into .venv ..."

@@ -59,7 +59,7 @@ class Part:
 HERE = f"Python {sys.version_info.major}.{sys.version_info.minor}, tested versions"
 PARTS = (
     Part(f"template, {HERE}", ("template",)),
-    Part(f"all others, {HERE}", ("docs", "runtime", "task_runners")),
+    Part(f"all others, {HERE}", ("chaos", "docs", "runtime", "task_runners")),
     Part("runtime, oldest Python and oldest dependencies", ("runtime",), Variant("3.10", "lowest-direct")),
     Part("runtime, newest Python and newest dependencies", ("runtime",), Variant("3.13", "highest")),
 )
