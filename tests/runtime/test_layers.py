@@ -9,7 +9,21 @@ import prefect_dlt
 
 FOLDER = Path(prefect_dlt.__file__).parent
 TALK = {"collector", "deployment", "emitter", "flows", "logs", "look_ups", "prefect_api", "publisher"}
-ACT = {"callbacks", "configuration", "dataset", "environment", "known_secrets", "pending", "runner", "traces", "usage"}
+ACT = {
+    "callbacks",
+    "clean",
+    "command",
+    "configuration",
+    "dataset",
+    "discard",
+    "environment",
+    "known_secrets",
+    "lock",
+    "pending",
+    "runner",
+    "traces",
+    "usage",
+}
 DECIDE = {
     "assets",
     "decompose",

@@ -177,6 +177,8 @@ class RunRecord:
         id: Tells it from the records of other runs.
         is_by_steps: Whether the steps are called one by one, and more of them may follow.
         untraced: What was loaded while dlt was told not to trace, so that nothing else is known of it.
+        waited: Seconds that it waited for another run of the pipeline to end.
+        discarded: What was pending and was put aside, one line each.
     """
 
     pipeline_name: str
@@ -195,6 +197,8 @@ class RunRecord:
     id: UUID = field(default_factory=uuid4, repr=False)
     is_by_steps: bool = False
     untraced: LoadInfo | None = None
+    waited: float = 0.0
+    discarded: list[str] = field(default_factory=list[str])
     _steps: dict[str, PipelineStepTrace] = field(default_factory=dict[str, PipelineStepTrace], repr=False)
 
     @classmethod
