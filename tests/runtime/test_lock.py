@@ -28,6 +28,7 @@ from fasteners import InterProcessLock
 from prefect_dlt import CallbackCollector, runner
 from prefect_dlt.errors import PipelineLockedError
 from prefect_dlt.lock import _take, one_run_at_a_time
+from prefect_dlt.pending import _lines
 from prefect_dlt.record import RunRecord
 from prefect_dlt.report import summary
 from tests.runtime.conftest import count
@@ -295,30 +296,55 @@ def test_a_runner_that_is_kept_out_changes_nothing_and_one_that_waits_says_how_l
 
 
 RACER = """
-    import sys, dlt
-    from prefect_dlt import runner
+    import os, sys, dlt
+    from prefect_dlt import CallbackCollector, runner
+
+    marker = sys.argv[3]
+
+    class Leaves(CallbackCollector):
+        def after_load(self, pipeline, trace):
+            os.unlink(marker)
+
+    @dlt.resource(name="orders")
+    def orders(number):
+        # Only one at a time can make it.
+        os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+        yield {"id": number}
+
+    print("ready", flush=True)
+    sys.stdin.readline()
     for number in range(10):
         pipeline = dlt.pipeline(
-            "shop",
-            pipelines_dir=sys.argv[1],
-            destination=dlt.destinations.duckdb(sys.argv[2]),
-            dataset_name="shop_data",
+            "shop", pipelines_dir=sys.argv[1], destination=dlt.destinations.filesystem(sys.argv[2]), progress=Leaves(1)
         )
-        runner(pipeline, lock_timeout=240).run([{"id": int(sys.argv[3]) + number}], table_name="orders")
+        runner(pipeline, lock_timeout=240).run(orders(int(sys.argv[4]) + number))
 """
 
 
 @pytest.mark.slow
-def test_two_processes_that_race_load_every_row_once(pipeline: Callable[..., Pipeline], tmp_path: Path) -> None:
-    shop = pipeline()
-    places = [shop.pipelines_dir, str(tmp_path / "warehouse.duckdb")]
+def test_two_processes_that_race_load_every_row_once(tmp_path: Path) -> None:
+    places = [str(tmp_path / "pipelines"), (tmp_path / "lake").as_uri(), str(tmp_path / "marker")]
+    # dlt empties a working directory without a state when a pipeline is made in it.
+    dlt.pipeline("shop", pipelines_dir=places[0], destination=dlt.destinations.filesystem(places[1]))
     racers = [
-        subprocess.Popen([sys.executable, "-c", textwrap.dedent(RACER), *places, first]) for first in ("100", "200")
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(RACER), *places, first],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for first in ("100", "200")
     ]
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    for racer in racers:
+        racer.communicate()
 
-    assert [racer.wait() for racer in racers] == [0, 0]
-
-    with shop.sql_client() as client:
-        rows = client.execute_sql(f"SELECT id FROM {client.make_qualified_table_name('orders')} ORDER BY id")
-    assert rows is not None
-    assert [row[0] for row in rows] == [*range(100, 110), *range(200, 210)]
+    assert [racer.returncode for racer in racers] == [0, 0]
+    rows = [json.loads(line)["id"] for file in (tmp_path / "lake").rglob("orders/*") for line in _lines(file)]
+    assert sorted(rows) == [*range(100, 110), *range(200, 210)]
