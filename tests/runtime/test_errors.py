@@ -1,29 +1,33 @@
 """Every error says what happened, to which objects, and what to do; and it survives the way between processes."""
 
 import pickle
-import subprocess
-import sys
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import dlt
 import pytest
 
+from prefect_dlt.command import main
 from prefect_dlt.errors import (
     ComponentsFailedError,
     ConfigurationError,
     FailedJobsError,
     NotASourceError,
     PendingDataError,
+    PipelineLockedError,
     PrefectDltError,
     UnknownResourcesError,
+    UnknownStateError,
 )
 
 EXAMPLES: list[PrefectDltError] = [
     ConfigurationError("attempts", 0, "give a whole number of attempts, at least 1"),
     UnknownResourcesError("shop", ("order",), ("items", "orders")),
     NotASourceError("list"),
-    PendingDataError("shop", "/data/pipelines/shop", ("1700000000.1", "1700000000.2")),
+    PipelineLockedError("shop", "/data/pipelines/shop", "process 42 (load.py) on host-a, since 09:00:00 UTC", 5.0),
+    PendingDataError("shop", "/data/pipelines/shop", ("1700000000.1", "1700000000.2"), ("load package 1: extracted",)),
+    UnknownStateError("shop", "/data/pipelines/shop", "1700000000.1"),
     FailedJobsError("shop", (("1700000000.1", "items", "/data/items.1.jsonl", "ConversionException: no number"),)),
     ComponentsFailedError("load shop", {"items": "OSError: disk full"}, ("orders", "users")),
 ]
@@ -101,23 +105,22 @@ def test_nothing_is_said_about_other_parts_when_all_failed() -> None:
     assert "other parts" not in str(ComponentsFailedError("load shop", {"items": "OSError: disk full"}, ()))
 
 
-def test_the_command_that_drops_pending_data_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RUNTIME__DLTHUB_TELEMETRY", "false")
-    monkeypatch.setenv("DLT_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.chdir(tmp_path)
+def test_the_command_that_puts_pending_data_aside_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = dlt.pipeline("shop", destination="duckdb", pipelines_dir=str(tmp_path / "my pipelines"))
     pipeline.extract([{"id": 1}], table_name="orders")
     load_ids = tuple(pipeline.list_extracted_load_packages())
     message = str(PendingDataError(pipeline.pipeline_name, pipeline.working_dir, load_ids))
     assert load_ids[0] in message
     assert pipeline.working_dir in message
-    command = message.rpartition("`dlt ")[2].partition("`")[0]
+    command = message.rpartition("`prefect-dlt ")[2].partition("`")[0]
 
-    subprocess.run(
-        f'"{Path(sys.executable).parent / "dlt"}" --yes {command}',
-        shell=True,
-        check=True,
-        capture_output=True,
-    )
+    assert main([*shlex.split(command), "--yes"]) == 0
 
     assert not pipeline.has_pending_data
+
+
+def test_who_holds_a_lock_and_for_how_long_it_was_waited_is_told() -> None:
+    error = PipelineLockedError("shop", "/data/pipelines/shop", "process 42 (load.py) on host-a", 5.0)
+
+    assert "process 42 (load.py) on host-a, did not end within 5 s" in str(error)
+    assert "has not ended" in str(PipelineLockedError("shop", "/data/pipelines/shop", "process 42", 0.0))

@@ -8,16 +8,29 @@ from pathlib import Path
 import prefect_dlt
 
 FOLDER = Path(prefect_dlt.__file__).parent
-TALK = {"collector", "deployment", "emitter", "flows", "logs", "look_ups", "prefect_api", "publisher"}
+TALK = {
+    "collector",
+    "deployment",
+    "emitter",
+    "flows",
+    "logs",
+    "look_ups",
+    "prefect_api",
+    "publisher",
+}
 ACT = {
     "callbacks",
+    "clean",
+    "command",
     "configuration",
     "dataset",
+    "discard",
     "environment",
     "job_files",
     "known_secrets",
     "leftovers",
     "loaded_rows",
+    "lock",
     "package_jobs",
     "pending",
     "recovery",

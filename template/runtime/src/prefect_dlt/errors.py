@@ -74,19 +74,68 @@ class NotASourceError(PrefectDltError, TypeError):
 class PendingDataError(PrefectDltError, RuntimeError):
     """A clean working directory was asked for while data of an earlier run waits in it."""
 
-    def __init__(self, pipeline_name: str, working_dir: str, load_ids: tuple[str, ...]) -> None:
-        super().__init__(pipeline_name, working_dir, load_ids)
+    def __init__(
+        self, pipeline_name: str, working_dir: str, load_ids: tuple[str, ...], packages: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(pipeline_name, working_dir, load_ids, packages)
         self.pipeline_name = pipeline_name
         self.working_dir = working_dir
         self.load_ids = load_ids
+        self.packages = packages
 
     def __str__(self) -> str:
         folder = shlex.quote(str(Path(self.working_dir).parent))
+        waiting = "\n".join(f"  {package}" for package in self.packages) or f"  load packages {_names(self.load_ids)}"
         return (
-            f"Pipeline {self.pipeline_name!r} has data that was extracted but not loaded yet, in {self.working_dir} "
-            f"(load packages {_names(self.load_ids)}). A clean folder would lose it. Run once with "
-            "run_from_clean_folder=False to load it, or drop it on purpose with "
-            f"`dlt pipeline --pipelines-dir {folder} {self.pipeline_name} abort-packages`."
+            f"Pipeline {self.pipeline_name!r} has data that was extracted but not loaded yet, in {self.working_dir}, "
+            f"and a clean folder would lose it:\n{waiting}\n"
+            "To load it, run once with run_from_clean_folder=False. To put it aside, where it can come back from, "
+            f"run with discard_pending=True, or `prefect-dlt discard --pipelines-dir {folder} {self.pipeline_name}`."
+        )
+
+
+class UnknownStateError(PrefectDltError, RuntimeError):
+    """A load package that is to be put aside does not say what the state was before it."""
+
+    def __init__(self, pipeline_name: str, working_dir: str, load_id: str) -> None:
+        super().__init__(pipeline_name, working_dir, load_id)
+        self.pipeline_name = pipeline_name
+        self.working_dir = working_dir
+        self.load_id = load_id
+
+    def __str__(self) -> str:
+        return (
+            f"Load package {self.load_id} of pipeline {self.pipeline_name!r}, in {self.working_dir}, was made by a dlt "
+            "before 1.30, which did not keep the state from before it. Without that, incremental resources would not "
+            "extract its rows again. Run with discard_pending=True and run_from_clean_folder=True: the state is then "
+            "restored from the destination."
+        )
+
+
+class PipelineLockedError(PrefectDltError, RuntimeError):
+    """Another run of the pipeline is at work in its working directory."""
+
+    def __init__(
+        self, pipeline_name: str, working_dir: str, holder: str, timeout: float, is_part: bool = False
+    ) -> None:
+        super().__init__(pipeline_name, working_dir, holder, timeout, is_part)
+        self.pipeline_name = pipeline_name
+        self.working_dir = working_dir
+        self.holder = holder
+        self.timeout = timeout
+        self.is_part = is_part
+
+    def __str__(self) -> str:
+        if self.is_part:
+            return (
+                f"Pipeline {self.pipeline_name!r} is at work already in {self.working_dir}, and this run is a part of "
+                f"that one, {self.holder}: it would wait for itself. Run it before or after, or use another pipeline."
+            )
+        waited = f"did not end within {self.timeout:g} s" if self.timeout else "has not ended"
+        return (
+            f"Pipeline {self.pipeline_name!r} is at work already, and only one run at a time may be in its working "
+            f"directory, {self.working_dir}: {self.holder}, {waited}. Nothing was changed. Run again when it has "
+            "ended, let this run wait for it with lock_timeout=<seconds>, or give one of the two another pipeline name."
         )
 
 

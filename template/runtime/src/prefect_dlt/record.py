@@ -222,6 +222,8 @@ class RunRecord:
         is_by_steps: Whether the steps are called one by one, and more of them may follow.
         recovered: What was found of loads that had been cut in the middle, before they were loaded on.
         untraced: What was loaded while dlt was told not to trace, so that nothing else is known of it.
+        waited: Seconds that it waited for another run of the pipeline to end.
+        discarded: What was pending and was put aside, one line each.
     """
 
     pipeline_name: str
@@ -241,6 +243,8 @@ class RunRecord:
     is_by_steps: bool = False
     recovered: list[Recovered] = field(default_factory=list[Recovered])
     untraced: LoadInfo | None = None
+    waited: float = 0.0
+    discarded: list[str] = field(default_factory=list[str])
     _steps: dict[str, PipelineStepTrace] = field(default_factory=dict[str, PipelineStepTrace], repr=False)
 
     @classmethod

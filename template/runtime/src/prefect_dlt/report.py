@@ -117,6 +117,8 @@ def summary(record: RunRecord) -> Report:
     if record.error is not None:
         parts += ["## Error", *_error(record.error, safe)]
         parts += [plain(safe(record.failed_attempts[-1].next))] if record.failed_attempts else []
+    if record.discarded:
+        parts += ["## Put aside", "\n".join(f"- {span(safe(line))}" for line in record.discarded)]
     if stages := record.stages():
         rows = [(row.name, row.state, str(row.tries), f"{row.seconds:,.1f}") for row in stages]
         parts += ["## Stages", table(("Stage", "State", "Tries", "Seconds"), rows, right=(2, 3))]
@@ -397,7 +399,10 @@ def _about(record: RunRecord, safe: Callable[[str], str], load_ids: Sequence[str
         "Began": f"{record.started_at:%Y-%m-%d %H:%M:%S} UTC",
     }
     parts = ["## Run", _facts(facts, safe)]
-    if settings := {name: value for name, value in record.settings.items() if value}:
+    waited = f"{record.waited:,.1f} s" if record.waited else ""
+    if settings := {
+        name: value for name, value in {**record.settings, "Waited for another run": waited}.items() if value
+    }:
         parts += ["## Run configuration", _facts(settings, safe)]
     if record.environment:
         parts += ["## Environment", _facts(record.environment, safe)]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 from dlt.common.pipeline import LoadInfo
@@ -14,12 +16,15 @@ from dlt.pipeline.pipeline import Pipeline
 from tenacity import RetryCallState, Retrying, retry_if_exception
 
 from prefect_dlt.callbacks import CallbackCollector
+from prefect_dlt.clean import drop, put_traces_back, try_to_restore
 from prefect_dlt.configuration import RunnerSettings, Verify, runner_settings
+from prefect_dlt.discard import Discarded, finish_discard, put_aside
 from prefect_dlt.errors import ConfigurationError, FailedJobsError, PendingDataError, PrefectDltError
 from prefect_dlt.known_secrets import known_secrets, learn_secrets
 from prefect_dlt.leftovers import tidy_up
+from prefect_dlt.lock import one_run_at_a_time
 from prefect_dlt.markdown import printable, shortened
-from prefect_dlt.pending import pending_lines, resumes_with
+from prefect_dlt.pending import pending_lines, pending_packages, resumes_with
 from prefect_dlt.reasons import LONGEST_LINE, reason_line, without_tracebacks
 from prefect_dlt.record import RunRecord
 from prefect_dlt.recovery import recover
@@ -116,7 +121,9 @@ class PipelineRunner:
             What `pipeline.run` returns: the `LoadInfo`, or None when there was nothing to load.
 
         Raises:
-            PendingDataError: If a clean folder is asked for while data waits in it.
+            PipelineLockedError: If another run of the pipeline is under way on this machine, and does not end in time.
+            PendingDataError: If a clean folder is asked for while data waits in it, without `discard_pending`.
+            UnknownStateError: If what is to be put aside does not say what the state was before it.
             FailedJobsError: If a load ended without some of its files.
         """
         # A resource can be called as well, to bind its arguments, but it is data as it stands; and so is a source.
@@ -127,7 +134,8 @@ class PipelineRunner:
         collector = self.pipeline.collector
         reports = isinstance(collector, CallbackCollector)
         with collector.whole_run(self.pipeline, self.record) if reports else self.record.until_finished():
-            info = self._run(build, run_options)
+            with self._alone(self.record):
+                info = self._run(build, run_options)
             if not self.record.steps():
                 self.record.untraced = info
             return info
@@ -136,9 +144,25 @@ class PipelineRunner:
         """Load only what an earlier run left behind; None when there was nothing."""
         return self.run(None)
 
+    @contextmanager
+    def _alone(self, record: RunRecord) -> Generator[None]:
+        """Keep other runs of the pipeline out of its working directory, or wait until one has ended."""
+
+        def say(line: str) -> None:
+            self._say(logging.INFO, line)
+
+        run, timeout = record.environment.get("Flow run", ""), self.settings.lock_timeout
+        with one_run_at_a_time(self.pipeline.working_dir, timeout=timeout, run=run, say=say) as waited:
+            record.waited = waited
+            yield
+
     def _run(self, build: Callable[[], Any], run_options: dict[str, Any]) -> LoadInfo | None:
+        put_traces_back(self.pipeline)
+        self._tell_discarded(finish_discard(self.pipeline))
         if self.settings.run_from_clean_folder:
             self._clean()
+        elif self.settings.discard_pending:
+            self._tell_discarded([put_aside(self.pipeline)])
         left: LoadInfo | None = None
         if self.pipeline.has_pending_data:
             self._say(logging.INFO, f"Pipeline {self.pipeline.pipeline_name!r} loads first what an earlier run left")
@@ -308,11 +332,23 @@ class PipelineRunner:
             logger.log(level, message)
 
     def _clean(self) -> None:
-        if self.pipeline.has_pending_data:
-            load_ids = (*self.pipeline.list_extracted_load_packages(), *self.pipeline.list_normalized_load_packages())
-            raise PendingDataError(self.pipeline.pipeline_name, self.pipeline.working_dir, tuple(load_ids))
-        self.pipeline.drop()
-        self._attempt(lambda: self.pipeline.sync_destination())  # noqa: PLW0108 - its arguments are not ours
+        pipeline = self.pipeline
+        if pipeline.has_pending_data and not self.settings.discard_pending:
+            packages = [each for each in pending_packages(Path(pipeline.working_dir)) if each.is_whole]
+            load_ids = tuple(each.load_id for each in packages)
+            raise PendingDataError(pipeline.pipeline_name, pipeline.working_dir, load_ids, tuple(map(str, packages)))
+        # Before anything is gone: what cannot be restored now is not dropped.
+        self._attempt(lambda: try_to_restore(pipeline))
+        if self.settings.discard_pending:
+            self._tell_discarded([put_aside(pipeline, for_clean_folder=True)])
+        drop(pipeline)
+        self._attempt(lambda: pipeline.sync_destination())  # noqa: PLW0108 - its arguments are not ours
+
+    def _tell_discarded(self, discarded: Sequence[Discarded | None]) -> None:
+        for line in (line for each in discarded if each for line in each.lines()):
+            self._say(logging.WARNING, line)
+            if self.record is not None:
+                self.record.discarded.append(line)
 
     def _settings_told(self) -> dict[str, str]:
         return {
@@ -320,6 +356,7 @@ class PipelineRunner:
             "Steps retried": ", ".join(self.settings.retry_pipeline_steps) or "none",
             "Trace pipeline": self._trace_store.pipeline_name if self._trace_store else "none: traces are not stored",
             "Trace table": self._trace_store.table_name if self._trace_store else "",
+            "Pending data": "put aside first" if self.settings.discard_pending else "loaded first",
             "Clean folder": "yes" if self.settings.run_from_clean_folder else "no",
             "Checkpoint": f"none but the working directory, {self.pipeline.working_dir}",
         }
