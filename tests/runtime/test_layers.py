@@ -21,6 +21,7 @@ ACT = {
     "lock",
     "pending",
     "runner",
+    "trace_files",
     "traces",
     "usage",
 }
@@ -40,6 +41,7 @@ DECIDE = {
     "report",
     "retry",
     "schema_changes",
+    "trace_tables",
 }
 
 
