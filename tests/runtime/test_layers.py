@@ -35,6 +35,7 @@ ACT = {
     "pending",
     "recovery",
     "runner",
+    "trace_files",
     "traces",
     "usage",
 }
@@ -54,6 +55,7 @@ DECIDE = {
     "report",
     "retry",
     "schema_changes",
+    "trace_tables",
 }
 
 

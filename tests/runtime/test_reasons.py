@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import dlt
 import duckdb
@@ -114,3 +115,15 @@ def test_a_reason_is_one_bounded_line_without_secrets() -> None:
 
 def test_an_error_without_a_message_is_told_by_its_type() -> None:
     assert text_of(KeyboardInterrupt()) == "KeyboardInterrupt"
+
+
+def test_a_destination_that_cannot_be_reached_is_told_in_the_words_of_the_driver(
+    pipeline: Callable[..., Pipeline], tmp_path: Path
+) -> None:
+    (tmp_path / "warehouse.duckdb").write_text("no database")
+    shop = pipeline()
+    error = failure_of(lambda: shop.run([{"id": 1}], table_name="orders"))
+
+    assert "DestinationConnectionError" in str(error)
+    assert reason(error) == in_trace(shop)
+    assert reason(error).startswith("IOException: IO Error: ")

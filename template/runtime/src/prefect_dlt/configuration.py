@@ -68,7 +68,7 @@ class RunnerSettings:
     Attributes:
         retry_policy: How often and with which pauses a failed attempt is made again; None for one attempt.
         retry_pipeline_steps: Steps that may be made again.
-        store_trace_info: Whether to store a trace after every attempt, or the pipeline to store it with.
+        store_trace_info: Whether to store a trace after every attempt, or a pipeline that says where.
         run_from_clean_folder: Whether to begin with an empty working directory.
         discard_pending: Whether to move aside what an earlier run left, rather than load it.
         verify: What to do when the destination does not hold what was normalised; None not to look.

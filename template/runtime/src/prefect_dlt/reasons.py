@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+from dlt.destinations.exceptions import DestinationConnectionError
 from dlt.load.exceptions import LoadClientJobException
 from dlt.pipeline.exceptions import PipelineStepFailed
 
@@ -81,4 +82,7 @@ def _behind(error: BaseException) -> BaseException | None:
     if isinstance(error, LoadClientJobException):
         # It is unknown when a job failed in an earlier run.
         return cast("BaseException | None", error.client_exception)
+    if isinstance(error, DestinationConnectionError):
+        # Its own message comes to the reason after three sentences on what it may be.
+        return error.inner_exc
     return error.__cause__ if type(error).__module__.startswith("dlt.") else None

@@ -38,7 +38,9 @@ from prefect_dlt.retry import (
     why_not_retried,
     worth_retrying,
 )
-from prefect_dlt.traces import TraceStore
+from prefect_dlt.trace_files import moved_through
+from prefect_dlt.trace_tables import Phase
+from prefect_dlt.traces import Traces
 
 logger = logging.getLogger("prefect_dlt")
 
@@ -65,7 +67,7 @@ def runner(
             by `prefect_dlt.retry.worth_retrying` besides.
         retry_pipeline_steps: Steps that may be made again, of "extract", "normalize" and "load"; "load" by default.
         store_trace_info: Whether to store a trace after every attempt, in table `<pipeline>_trace` by a pipeline of
-            its own, `_trace_<pipeline>`; or the pipeline to store it with.
+            its own, `_trace_<pipeline>`; or a pipeline, to store it in that one's destination and dataset.
         run_from_clean_folder: Whether to drop the working directory and restore state and schemas from the destination
             before the run.
         discard_pending: Whether to move aside what an earlier run left, rather than to load it first.
@@ -106,7 +108,7 @@ class PipelineRunner:
         self.settings = settings
         self.record: RunRecord | None = None
         self._policy = settings.policy
-        self._trace_store = TraceStore.of(pipeline, settings.store_trace_info)
+        self._traces = Traces(pipeline, settings.store_trace_info)
 
     def run(self, data: Any = None, **run_options: Any) -> LoadInfo | None:
         """Load what an earlier run left behind, then run the pipeline with the data.
@@ -166,7 +168,7 @@ class PipelineRunner:
         left: LoadInfo | None = None
         if self.pipeline.has_pending_data:
             self._say(logging.INFO, f"Pipeline {self.pipeline.pipeline_name!r} loads first what an earlier run left")
-            left = self._attempt(self._load_pending)
+            left = self._attempt(self._load_pending, "pending")
         attempts = 0
 
         def load() -> LoadInfo | None:
@@ -180,7 +182,7 @@ class PipelineRunner:
             learn_secrets(self.pipeline, data)
             return left if data is None else self.pipeline.run(data, **run_options)
 
-        info = self._attempt(load)
+        info = self._attempt(load, "run")
         self._check([left, info] if info is not left else [info])
         return info
 
@@ -225,18 +227,17 @@ class PipelineRunner:
             self.record.recovered += found
         return sum(len(each.loaded) for each in found)
 
-    def _attempt(self, act: Callable[[], LoadInfo | None]) -> LoadInfo | None:
+    def _attempt(self, act: Callable[[], LoadInfo | None], phase: Phase) -> LoadInfo | None:
         first_error: BaseException | None = None
 
         def once() -> LoadInfo | None:
             nonlocal first_error
             try:
-                return act()
+                with self._traces.attempt(self.record, phase):
+                    return act()
             except BaseException as error:
                 first_error = first_error or error
                 raise
-            finally:
-                self._note_trace()
 
         policy = self._policy.copy(
             retry=self._policy.retry & retry_if_exception(worth_retrying(self.settings.retry_pipeline_steps)),
@@ -313,16 +314,6 @@ class PipelineRunner:
         following.outcome = state.outcome
         return bool(self._policy.stop(following))
 
-    def _note_trace(self) -> None:
-        trace = self.pipeline.last_trace
-        if self.record is None or trace is None:
-            return
-        self.record.add_trace(trace)
-        # Where dlt is told not to trace, it still hands out the trace of an earlier run.
-        is_new = any(step.started_at >= self.record.started_at for step in trace.steps)
-        if self._trace_store is not None and is_new:
-            self._trace_store.store(trace, self.record.attempts, self.record.secrets)
-
     def _say(self, level: int, message: str) -> None:
         # The collector's logger is that of the Prefect run, where there is one.
         collector = self.pipeline.collector
@@ -338,11 +329,12 @@ class PipelineRunner:
             load_ids = tuple(each.load_id for each in packages)
             raise PendingDataError(pipeline.pipeline_name, pipeline.working_dir, load_ids, tuple(map(str, packages)))
         # Before anything is gone: what cannot be restored now is not dropped.
-        self._attempt(lambda: try_to_restore(pipeline))
+        self._attempt(lambda: try_to_restore(pipeline), "clean")
         if self.settings.discard_pending:
             self._tell_discarded([put_aside(pipeline, for_clean_folder=True)])
-        drop(pipeline)
-        self._attempt(lambda: pipeline.sync_destination())  # noqa: PLW0108 - its arguments are not ours
+        with moved_through(pipeline.working_dir):
+            drop(pipeline)
+        self._attempt(lambda: pipeline.sync_destination(), "clean")  # noqa: PLW0108 - its arguments are not ours
 
     def _tell_discarded(self, discarded: Sequence[Discarded | None]) -> None:
         for line in (line for each in discarded if each for line in each.lines()):
@@ -354,8 +346,8 @@ class PipelineRunner:
         return {
             "Retry policy": policy_text(self._policy),
             "Steps retried": ", ".join(self.settings.retry_pipeline_steps) or "none",
-            "Trace pipeline": self._trace_store.pipeline_name if self._trace_store else "none: traces are not stored",
-            "Trace table": self._trace_store.table_name if self._trace_store else "",
+            "Trace pipeline": self._traces.pipeline_name or "none: traces are not stored",
+            "Trace table": self._traces.table_name if self._traces.pipeline_name else "",
             "Pending data": "put aside first" if self.settings.discard_pending else "loaded first",
             "Clean folder": "yes" if self.settings.run_from_clean_folder else "no",
             "Checkpoint": f"none but the working directory, {self.pipeline.working_dir}",
