@@ -23,6 +23,7 @@ DECIDE = {
     "reasons",
     "record",
     "redact",
+    "refusals",
     "report",
     "retry",
     "schema_changes",
