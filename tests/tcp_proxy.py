@@ -13,6 +13,8 @@ Mode = Literal["up", "hanging", "refusing"]
 
 CHUNK = 65_536
 
+LONGEST_WORD = 200
+
 
 @dataclass(frozen=True, eq=False)
 class Cut:
@@ -113,17 +115,19 @@ class TcpProxy:
         return socket.create_connection(self.target)
 
     def _pass_questions(self, client: socket.socket, server: socket.socket, cut_at_answer: threading.Event) -> None:
-        sent = b""
+        seen: dict[Cut, int] = {}
+        last = b""
         with contextlib.suppress(OSError):
-            while more := client.recv(CHUNK):
+            while sent := client.recv(CHUNK):
                 if self._mode == "hanging":
                     continue
-                sent += more
-                if (when := self._cut_due(sent)) == "before":
+                if (when := self._cut_due(last + sent, seen)) == "before":
                     break
                 if when == "after":
                     cut_at_answer.set()
-                server.sendall(more)
+                server.sendall(sent)
+                # Words may come in two pieces, and are found once all the same.
+                last = sent[-LONGEST_WORD:]
         self._end(client, server)
 
     def _pass_answers(self, client: socket.socket, server: socket.socket, cut_at_answer: threading.Event) -> None:
@@ -136,15 +140,15 @@ class TcpProxy:
                 client.sendall(sent)
         self._end(client, server)
 
-    def _cut_due(self, sent: bytes) -> Literal["before", "after"] | None:
+    def _cut_due(self, sent: bytes, seen: dict[Cut, int]) -> Literal["before", "after"] | None:
+        """Look for words in what a client sends; `seen` is how many of each cut's it has sent before."""
         with self._lock:
             for cut in self._cuts:
-                at = 0
-                for word in cut.words:
-                    at = sent.find(word, at) + 1
-                    if not at:
-                        break
-                else:
+                found, at = seen.get(cut, 0), 0
+                while found < len(cut.words) and (at := sent.find(cut.words[found], at)) >= 0:
+                    found += 1
+                seen[cut] = found
+                if found == len(cut.words):
                     self._cuts.remove(cut)
                     self.failures += 1
                     return cut.when

@@ -143,14 +143,14 @@ def test_an_api_that_fails_half_way_is_read_anew_and_each_row_is_loaded_once(
     api.refusal_headers = [("Retry-After", "30")]
     run = runner(pipeline(), retry_policy=TWICE, retry_pipeline_steps=EXTRACT_AND_LOAD)
 
-    run.run_built(lambda: rest_shop(api))
+    run.run(lambda: rest_shop(api))
 
     assert attempts_of(run)[0] == 1
     assert pages(api) == [1, 2, 1, 2, 3]
     assert (count(run.pipeline, "orders"), count(run.pipeline, "orders__items")) == (6, 12)
     # The failed attempt has not moved the cursor, and the one that passed has.
     orders.append(order(7))
-    run.run_built(lambda: rest_shop(api))
+    run.run(lambda: rest_shop(api))
     assert "since=2026-01-06" in api.calls[-1][1]
     assert (count(run.pipeline, "orders"), count(run.pipeline, "orders__items")) == (7, 14)
 
@@ -160,7 +160,7 @@ def test_an_api_that_refuses_connections_is_tried_again(pipeline: Callable[..., 
     policy = recovering(TWICE, lambda: setattr(api, "mode", "up"))
     run = runner(pipeline(), retry_policy=policy, retry_pipeline_steps=EXTRACT_AND_LOAD)
 
-    run.run_built(lambda: rest_shop(api))
+    run.run(lambda: rest_shop(api))
 
     assert attempts_of(run)[0] == 1
     assert count(run.pipeline, "orders") == 6
@@ -173,7 +173,7 @@ def test_what_the_client_of_dlt_makes_good_is_no_failure(
     api.plan.extend(["up", failure])
     run = runner(pipeline())
 
-    run.run_built(lambda: rest_shop(api, attempts=2))
+    run.run(lambda: rest_shop(api, attempts=2))
 
     assert attempts_of(run)[0] == 0
     assert pages(api) == [1, 2, 2, 3]
@@ -188,7 +188,7 @@ def test_what_an_api_refuses_for_good_is_not_asked_for_again(
     run = runner(pipeline(), retry_policy=TWICE, retry_pipeline_steps=EXTRACT_AND_LOAD)
 
     with pytest.raises(PipelineStepFailed, match=refusal):
-        run.run_built(lambda: rest_shop(api))
+        run.run(lambda: rest_shop(api))
 
     assert pages(api) == [1, 2]
     assert attempts_of(run) == (
@@ -202,7 +202,7 @@ def test_a_limit_that_passes_is_told_from_a_refusal(pipeline: Callable[..., Pipe
     api.refusal_headers = [("Retry-After", "1")]
     run = runner(pipeline(), retry_policy=TWICE, retry_pipeline_steps=EXTRACT_AND_LOAD)
 
-    run.run_built(lambda: rest_shop(api))
+    run.run(lambda: rest_shop(api))
 
     assert count(run.pipeline, "orders") == 6
 
@@ -214,7 +214,7 @@ def test_a_source_that_fails_is_not_read_again_unless_extract_is_named(
     run = runner(pipeline(), retry_policy=TWICE)
 
     with pytest.raises(PipelineStepFailed) as raised:
-        run.run_built(lambda: rest_shop(api))
+        run.run(lambda: rest_shop(api))
 
     assert isinstance(raised.value.exception.__cause__, HTTPError)
     assert pages(api) == [1]
@@ -298,7 +298,7 @@ def test_a_database_that_fails_is_read_anew_and_each_row_is_loaded_once(
     policy = recovering(TWICE, lambda: setattr(proxy, "mode", "up"))
     run = runner(pipeline(), retry_policy=policy, retry_pipeline_steps=EXTRACT_AND_LOAD)
 
-    run.run_built(lambda: sql_shop(by_port(filled, proxy.port)))
+    run.run(lambda: sql_shop(by_port(filled, proxy.port)))
 
     assert attempts_of(run)[0] == 1
     assert proxy.failures == int("cut" in failure)
@@ -313,7 +313,7 @@ def test_a_table_that_is_not_there_is_looked_for_once(
     run = runner(pipeline(), retry_policy=TWICE, retry_pipeline_steps=EXTRACT_AND_LOAD)
 
     with pytest.raises(Exception, match="ordres"):
-        run.run_built(lambda: sql_shop(by_port(filled, proxy.port), "ordres"))
+        run.run(lambda: sql_shop(by_port(filled, proxy.port), "ordres"))
 
     told = "No further attempt: it would fail in the same way again (InvalidRequestError). Nothing is pending."
     assert attempts_of(run) == (1, [told])
@@ -327,7 +327,7 @@ def test_a_source_with_a_wrong_password_is_asked_once(
     address = by_port(filled, proxy.port).replace("postgres:", "guest:")
 
     with pytest.raises(Exception, match="password authentication failed"):
-        run.run_built(lambda: sql_shop(address))
+        run.run(lambda: sql_shop(address))
 
     assert attempts_of(run)[0] == 1
     assert "(password authentication failed)" in attempts_of(run)[1][0]
