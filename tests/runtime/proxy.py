@@ -1,4 +1,4 @@
-"""A proxy in front of a real Prefect server, on a real socket, that answers well or badly as told."""
+"""A proxy in front of a real server of HTTP, on a real socket, that answers well or badly as told."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import http.client
 import socket
 import struct
 import threading
-from collections import Counter
+from collections import Counter, deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-Mode = Literal["up", "slow", "hanging", "429", "500", "reset", "down"]
+Mode = Literal["up", "slow", "hanging", "401", "404", "429", "500", "reset", "cut", "down"]
 
 HELD = 600.0
 """Seconds that a hanging call is held at most, so that no thread outlives the tests by far."""
@@ -44,14 +44,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
             self.close_connection = True
-        elif mode in ("429", "500"):
-            self._answer(int(mode), [], b'{"detail": "as told"}')
+        elif mode.isdecimal():
+            self._answer(int(mode), proxy.refusal_headers, b'{"detail": "as told"}')
         else:
             if mode == "slow":
                 proxy.released.wait(proxy.delay)
             answer = self._forward(body)
             proxy.answered(self.command, self.path)
-            self._answer(*answer)
+            self._answer(*answer, is_cut=mode == "cut")
 
     def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         target = self.server.proxy.target
@@ -62,13 +62,15 @@ class _Handler(BaseHTTPRequestHandler):
             response = upstream.getresponse()
             return response.status, response.getheaders(), response.read()
 
-    def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+    def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes, *, is_cut: bool = False) -> None:
         self.send_response(status)
         for name, value in headers:
             if name.lower() not in HOP:
                 self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        if is_cut:
+            body, self.close_connection = body[: len(body) // 2], True
         self.wfile.write(body)
 
 
@@ -99,6 +101,10 @@ class Proxy:
     Args:
         api_url: Address of the real API.
         delay: Seconds that each answer takes in mode "slow".
+
+    Attributes:
+        plan: How the next calls are answered, one after the other, before `mode` holds again.
+        refusal_headers: Headers of answers that are an error's.
     """
 
     def __init__(self, api_url: str, delay: float = 2.0) -> None:
@@ -107,6 +113,8 @@ class Proxy:
         self.released = threading.Event()
         self.calls: list[tuple[str, str]] = []
         self.answers: Counter[str] = Counter()
+        self.plan: deque[Mode] = deque()
+        self.refusal_headers: list[tuple[str, str]] = []
         self._mode: Mode = "up"
         self._changed = threading.Condition()
         self._server: _Server | None = None
@@ -141,7 +149,7 @@ class Proxy:
         with self._changed:
             self.calls.append((method, path))
             self._changed.notify_all()
-            return self._mode
+            return self.plan.popleft() if self.plan else self._mode
 
     def answered(self, method: str, path: str) -> None:
         """Count an answer of the real API."""

@@ -52,6 +52,7 @@ DECIDE = {
     "reasons",
     "record",
     "redact",
+    "refusals",
     "report",
     "retry",
     "schema_changes",

@@ -9,18 +9,25 @@ from typing import Any
 
 import cloudpickle
 import dlt
+import psycopg2
 import pytest
 from dlt.common.destination.exceptions import (
     DestinationTerminalException,
     DestinationTransientException,
     SchemaUpdateTerminalError,
+    SchemaUpdateTransientError,
 )
 from dlt.common.exceptions import SignalReceivedException
 from dlt.common.runtime import signals
+from dlt.destinations.exceptions import DestinationConnectionError
 from dlt.extract.exceptions import SourceExhausted
+from dlt.load.exceptions import LoadClientJobFailed
 from dlt.pipeline.exceptions import PipelineStepFailed
+from dlt.pipeline.helpers import retry_load, retry_schema_update
 from dlt.pipeline.pipeline import Pipeline
 from prefect.exceptions import TerminationSignal
+from requests import HTTPError, Response
+from sqlalchemy.exc import NoSuchTableError
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -286,6 +293,83 @@ def test_a_chain_that_bites_its_tail_comes_to_an_end() -> None:
 )
 def test_a_request_to_stop_is_told_from_a_failure(error: BaseException, stops: bool) -> None:
     assert is_stop_request(error) is stops
+
+
+# -- beside dlt's own judgement ----------------------------------------------------------------------------------------
+
+TERMINAL, TRANSIENT = DestinationTerminalException("no such column"), DestinationTransientException("busy")
+NOT_LET_IN = psycopg2.OperationalError('FATAL:  password authentication failed for user "ada"')
+
+
+def while_handling(handled: Exception, raised: Exception) -> BaseException:
+    def act() -> None:
+        try:
+            raise handled
+        except type(handled):
+            raise raised  # noqa: B904 - as it happens
+
+    return raised_by(act)
+
+
+def caused_by(cause: Exception, raised: Exception) -> BaseException:
+    def act() -> None:
+        raise raised from cause
+
+    return raised_by(act)
+
+
+def not_found() -> HTTPError:
+    response = Response()
+    response.status_code = 404
+    return HTTPError("404", response=response)
+
+
+@pytest.mark.parametrize(
+    ("step", "cause", "by_dlt", "by_us"),
+    [
+        # Alike: what dlt knows of an error decides.
+        ("load", TRANSIENT, True, True),
+        ("load", TERMINAL, False, False),
+        ("load", LoadClientJobFailed("1.0", "job", "no such column", TERMINAL), False, False),
+        ("load", SchemaUpdateTerminalError("shop", ["orders"], TRANSIENT), True, True),
+        ("load", SchemaUpdateTransientError("shop", ["orders"], TRANSIENT), True, True),
+        ("load", OSError("down"), True, True),
+        ("normalize", OSError("disk full"), False, False),
+        ("extract", OSError("down"), True, True),
+        (None, OSError("cannot attach"), True, True),
+        (None, TERMINAL, False, False),
+        ("extract", SignalReceivedException(15), False, False),
+        # Tried again here: no step of dlt's helper is called sync, and nothing has begun yet.
+        ("sync", OSError("down"), False, True),
+        ("sync", TERMINAL, False, False),
+        # Tried again here: what was merely being handled says nothing of the error.
+        ("load", while_handling(TERMINAL, OSError("down")), True, True),
+        (None, while_handling(TERMINAL, OSError("down")), False, True),
+        # Not tried again here: it would fail alike, or must not go on.
+        ("load", caused_by(TERMINAL, RuntimeError("failed")), True, False),
+        ("load", KeyboardInterrupt(), True, False),
+        (None, KeyboardInterrupt(), True, False),
+        (None, TerminationSignal(signal=15), True, False),
+        ("extract", SourceExhausted("shop"), True, False),
+        ("extract", not_found(), True, False),
+        ("extract", ModuleNotFoundError("no psycopg"), True, False),
+        ("extract", NoSuchTableError("orders"), True, False),
+        ("sync", NOT_LET_IN, False, False),
+        (None, NOT_LET_IN, True, False),
+        ("load", DestinationConnectionError("client", "data", "no", NOT_LET_IN), True, False),
+        ("load", DestinationConnectionError("client", "data", "no", OSError("down")), True, True),
+        (None, ConfigurationError("x", 1, "y"), True, False),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
+)
+def test_where_the_judgement_differs_from_that_of_dlt(
+    pipeline: Pipeline, step: Any, cause: BaseException, by_dlt: bool, by_us: bool
+) -> None:
+    error = step_failed(pipeline, step, cause) if step else cause
+    steps = ("extract", "load")
+
+    assert (retry_load(steps)(error) or retry_schema_update()(error)) is by_dlt
+    assert worth_retrying(steps)(error) is by_us
 
 
 # -- policies ----------------------------------------------------------------------------------------------------------

@@ -215,27 +215,27 @@ def _in_resource(resource: DltResource) -> Iterator[str]:
 
 
 def _in_arguments(arguments: Mapping[str, Any], spec: type[BaseConfiguration]) -> Iterator[str]:
-    for name, hint in _telling_fields(spec):
-        yield from _in_field(arguments.get(name), hint, 0)
+    for name, hint, is_secret in _telling_fields(spec):
+        yield from _in_field(arguments.get(name), hint, 0, is_secret=is_secret)
 
 
 def _in_config(config: Any, depth: int = 0) -> Iterator[str]:
     if isinstance(config, BaseConfiguration) and depth < DEEPEST:
-        for name, hint in _telling_fields(type(config)):
-            yield from _in_field(getattr(config, name, None), hint, depth)
+        for name, hint, is_secret in _telling_fields(type(config)):
+            yield from _in_field(getattr(config, name, None), hint, depth, is_secret=is_secret)
 
 
-def _in_field(value: Any, hint: Any, depth: int) -> Iterator[str]:
+def _in_field(value: Any, hint: Any, depth: int, *, is_secret: bool) -> Iterator[str]:
     if isinstance(value, BaseConfiguration):
         yield from _in_config(value, depth + 1)
-    elif value is not None and is_secret_hint(hint):
+    elif value is not None and is_secret:
         yield from secrets_in(value, hint)
 
 
 @lru_cache(maxsize=1_000)
-def _telling_fields(spec: type[BaseConfiguration]) -> tuple[tuple[str, Any], ...]:
-    """Return name and hint of the fields of a configuration; working hints out takes longer than all else."""
-    return tuple(spec.get_resolvable_fields().items())
+def _telling_fields(spec: type[BaseConfiguration]) -> tuple[tuple[str, Any, bool], ...]:
+    """Return each field's name and hint, and whether it is a secret's; working these out takes longer than all else."""
+    return tuple((name, hint, is_secret_hint(hint)) for name, hint in spec.get_resolvable_fields().items())
 
 
 _store = _Store()

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from dlt.common.destination.exceptions import SchemaUpdateError
-from dlt.common.exceptions import TerminalException, TransientException
+from dlt.common.exceptions import MissingDependencyException, TerminalException, TransientException
+from dlt.destinations.exceptions import DestinationConnectionError
 from dlt.extract.exceptions import SourceExhausted
 from dlt.pipeline.exceptions import PipelineStepFailed
 from dlt.pipeline.typing import TPipelineStep
@@ -23,6 +24,7 @@ from tenacity import (
 )
 
 from prefect_dlt.errors import ConfigurationError, PrefectDltError
+from prefect_dlt.refusals import refusal
 
 RETRYABLE_STEPS: tuple[TPipelineStep, ...] = ("extract", "normalize", "load")
 
@@ -113,10 +115,10 @@ def worth_retrying(steps: Sequence[TPipelineStep] = ("load",)) -> Callable[[Base
     """Return the test that decides whether a failed attempt may pass when it is made again.
 
     Not worth it: a stop request (Ctrl-C, SIGTERM, a cancelled Prefect run), a terminal error of dlt, a generator that
-    has already been read, an error of this package, and a failure in a step that is not in `steps`. A failure outside
-    extract, normalize and load, such as synchronising with the destination, is judged by its kind alone. A race between
-    pipelines that create the same table is terminal for dlt, which offers `retry_schema_update` for it; it is tried
-    again when "load" is one of the steps.
+    has already been read, what a server has refused for good (a wrong password, HTTP 404, a missing table), an error of
+    this package, and a failure in a step that is not in `steps`. A failure outside extract, normalize and load, such as
+    synchronising with the destination, is judged by its kind alone. A race between pipelines that create the same table
+    is terminal for dlt, which offers `retry_schema_update` for it; it is tried again when "load" is one of the steps.
 
     Args:
         steps: dlt steps that may be repeated, of "extract", "normalize" and "load".
@@ -149,10 +151,16 @@ def _verdict(error: BaseException, steps: Sequence[TPipelineStep]) -> str | None
     causes = list(chain(error, explicit=True))
     if "load" in steps and any(isinstance(cause, SchemaUpdateError) for cause in causes):
         return None
-    # The outermost verdict counts: whoever wrapped an error knew what it meant there.
-    marked = (cause for cause in causes if isinstance(cause, TerminalException | TransientException))
-    verdict = next(marked, None)
-    return type(verdict).__name__ if isinstance(verdict, TerminalException) else None
+    for cause in causes:
+        # The outermost verdict counts: whoever wrapped an error knew what it meant there.
+        if isinstance(cause, TerminalException | ModuleNotFoundError | MissingDependencyException):
+            return type(cause).__name__
+        # dlt calls each failure to connect transient, that of a wrong password as well.
+        if isinstance(cause, TransientException) and not isinstance(cause, DestinationConnectionError):
+            return None
+        if (refused := refusal(cause)) is not None:
+            return refused
+    return None
 
 
 def most_attempts(policy: Retrying) -> int | None:
@@ -234,6 +242,8 @@ def chain(error: BaseException, *, explicit: bool = False) -> Iterator[BaseExcep
         yield each
         # The cause does not survive the way between processes; what dlt wraps does.
         waiting += [each.__cause__, each.exception if isinstance(each, PipelineStepFailed) else None]
+        # That of a connection is not its cause either.
+        waiting.append(each.inner_exc if isinstance(each, DestinationConnectionError) else None)
         if not explicit:
             waiting.append(each.__context__)
 
