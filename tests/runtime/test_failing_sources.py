@@ -470,3 +470,17 @@ def test_a_destination_that_lets_nobody_in_is_asked_once(
     assert proxy.connections == 1
     assert attempts_of(run)[0] == 1
     assert "it would fail in the same way again" in attempts_of(run)[1][0]
+
+
+@pytest.mark.parametrize("tries", ["1", "5"])
+def test_rows_whose_commit_was_not_heard_of_are_loaded_once_even_where_dlt_tries_again_by_itself(
+    into_postgres: Pipeline, database: str, proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch, tries: str
+) -> None:
+    monkeypatch.setenv("LOAD__RAISE_ON_MAX_RETRIES", tries)
+    source = Orders(then=lambda: proxy.cut_at(b'"orders"("id"', b"COMMIT", when="after"))
+    run = runner(into_postgres, retry_policy=TWICE)
+
+    run.run(source())
+
+    assert source.read == 1
+    assert_complete(into_postgres, database)

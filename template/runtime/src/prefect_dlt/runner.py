@@ -180,7 +180,15 @@ class PipelineRunner:
                 return self._load_pending()
             data = build()
             learn_secrets(self.pipeline, data)
-            return left if data is None else self.pipeline.run(data, **run_options)
+            if data is None:
+                return left
+            try:
+                return self.pipeline.run(data, **run_options)
+            except PipelineStepFailed as error:
+                # dlt tries a job again by itself, one whose commit was not heard of as well.
+                if error.step == "load" and self._was_loaded_all_the_same(error):
+                    return self._load_pending()
+                raise
 
         info = self._attempt(load, "run")
         self._check([left, info] if info is not left else [info])
