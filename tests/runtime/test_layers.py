@@ -9,9 +9,22 @@ import prefect_dlt
 
 FOLDER = Path(prefect_dlt.__file__).parent
 TALK = {"collector", "deployment", "emitter", "flows", "logs", "look_ups", "prefect_api", "publisher"}
-ACT = {"callbacks", "configuration", "dataset", "environment", "known_secrets", "pending", "runner", "traces", "usage"}
+ACT = {
+    "callbacks",
+    "configuration",
+    "dataset",
+    "environment",
+    "job_files",
+    "known_secrets",
+    "pending",
+    "runner",
+    "traces",
+    "usage",
+    "verify",
+}
 DECIDE = {
     "assets",
+    "count_queries",
     "decompose",
     "diagrams",
     "errors",
@@ -26,6 +39,7 @@ DECIDE = {
     "report",
     "retry",
     "schema_changes",
+    "verification",
 }
 
 
