@@ -17,6 +17,7 @@ from prefect_dlt.errors import (
     PendingDataError,
     PrefectDltError,
     UnknownResourcesError,
+    VerificationError,
 )
 
 EXAMPLES: list[PrefectDltError] = [
@@ -25,6 +26,7 @@ EXAMPLES: list[PrefectDltError] = [
     NotASourceError("list"),
     PendingDataError("shop", "/data/pipelines/shop", ("1700000000.1", "1700000000.2")),
     FailedJobsError("shop", (("1700000000.1", "items", "/data/items.1.jsonl", "ConversionException: no number"),)),
+    VerificationError("shop", (("1700000000.1", "orders", "rows of the load", 3, 2),)),
     ComponentsFailedError("load shop", {"items": "OSError: disk full"}, ("orders", "users")),
 ]
 

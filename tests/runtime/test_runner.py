@@ -436,6 +436,7 @@ def test_how_a_run_is_set_up_is_part_of_its_record(pipeline: Callable[..., Pipel
         "Trace pipeline": "_trace_shop",
         "Trace table": "shop_trace",
         "Clean folder": "no",
+        "Verified": "no",
         "Checkpoint": f"none but the working directory, {run.pipeline.working_dir}",
     }
 

@@ -19,6 +19,7 @@ from dlt.pipeline.trace import PipelineStepTrace, PipelineTrace
 
 from prefect_dlt.progress import STAGES, Stage
 from prefect_dlt.schema_changes import SchemaChanges
+from prefect_dlt.verification import Verification
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,7 @@ class RunRecord:
         secrets: Values that no report may hold.
         id: Tells it from the records of other runs.
         is_by_steps: Whether the steps are called one by one, and more of them may follow.
+        verification: What was verified of it; None where nothing was asked for.
         untraced: What was loaded while dlt was told not to trace, so that nothing else is known of it.
     """
 
@@ -194,6 +196,7 @@ class RunRecord:
     secrets: set[str] = field(default_factory=set[str], repr=False)
     id: UUID = field(default_factory=uuid4, repr=False)
     is_by_steps: bool = False
+    verification: Verification | None = None
     untraced: LoadInfo | None = None
     _steps: dict[str, PipelineStepTrace] = field(default_factory=dict[str, PipelineStepTrace], repr=False)
 

@@ -13,7 +13,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception
 
 from prefect_dlt.callbacks import CallbackCollector
 from prefect_dlt.configuration import RunnerSettings, Verify, runner_settings
-from prefect_dlt.errors import ConfigurationError, FailedJobsError, PendingDataError, PrefectDltError
+from prefect_dlt.errors import ConfigurationError, FailedJobsError, PendingDataError, PrefectDltError, VerificationError
 from prefect_dlt.known_secrets import known_secrets, learn_secrets
 from prefect_dlt.markdown import printable, shortened
 from prefect_dlt.pending import pending_lines, resumes_with
@@ -30,6 +30,8 @@ from prefect_dlt.retry import (
     worth_retrying,
 )
 from prefect_dlt.traces import TraceStore
+from prefect_dlt.verification import Verification
+from prefect_dlt.verify import Verifier
 
 logger = logging.getLogger("prefect_dlt")
 
@@ -114,6 +116,7 @@ class PipelineRunner:
         Raises:
             PendingDataError: If a clean folder is asked for while data waits in it.
             FailedJobsError: If a load ended without some of its files.
+            VerificationError: If the destination does not hold what was loaded, and `verify` makes that an error.
         """
         # A resource can be called as well, to bind its arguments, but it is data as it stands; and so is a source.
         builds = callable(data) and not isinstance(data, DltSource | DltResource)
@@ -135,10 +138,13 @@ class PipelineRunner:
     def _run(self, build: Callable[[], Any], run_options: dict[str, Any]) -> LoadInfo | None:
         if self.settings.run_from_clean_folder:
             self._clean()
+        verifier = Verifier(self.pipeline) if self.settings.verify else None
         left: LoadInfo | None = None
         if self.pipeline.has_pending_data:
             self._say(logging.INFO, f"Pipeline {self.pipeline.pipeline_name!r} loads first what an earlier run left")
             left = self._attempt(self._load_pending)
+            # Before the new data, which may replace or merge what this was.
+            self._verify(verifier)
         attempts = 0
 
         def load() -> LoadInfo | None:
@@ -153,6 +159,7 @@ class PipelineRunner:
             return left if data is None else self.pipeline.run(data, **run_options)
 
         info = self._attempt(load)
+        self._verify(verifier)
         self._check([left, info] if info is not left else [info])
         return info
 
@@ -161,9 +168,31 @@ class PipelineRunner:
         try:
             if failed := tuple(job for info in loads if info for job in _failed_jobs(info)):
                 raise FailedJobsError(self.pipeline.pipeline_name, failed)
+            if (error := self._difference()) is not None and self.settings.verify == "raise":
+                raise error
         except PrefectDltError as error:
             self._note_failure(error, 0, self._why_it_ends(error), is_last=True)
             raise
+
+    def _verify(self, verifier: Verifier | None) -> None:
+        """Compare what was loaded since the last call with what the destination holds, and tell the result."""
+        if verifier is None or self.record is None:
+            return
+        found = verifier.verify([step.step_info for step in self.record.steps("normalize")])
+        self.record.verification = (self.record.verification or Verification()) + found
+        if not found.load_ids:
+            return
+        error = self._difference()
+        level = logging.WARNING if error is not None or found.is_trouble else logging.INFO
+        self._say(level, f"Pipeline {self.pipeline.pipeline_name!r}: {redact(found.line(), known_secrets())}")
+        if error is not None and self.settings.verify == "warn":
+            self._say(logging.WARNING, str(error))
+
+    def _difference(self) -> VerificationError | None:
+        """Return the error about what the destination does not hold; None where it holds all that was looked for."""
+        differences = self.record.verification.differences if self.record and self.record.verification else ()
+        told = tuple((each.load_id, each.table, each.what, each.expected, each.found) for each in differences)
+        return VerificationError(self.pipeline.pipeline_name, told) if told else None
 
     def _load_pending(self) -> LoadInfo | None:
         # Not run(): on a dataset that does not exist yet it wipes the working directory, pending packages included,
@@ -293,6 +322,7 @@ class PipelineRunner:
             "Trace pipeline": self._trace_store.pipeline_name if self._trace_store else "none: traces are not stored",
             "Trace table": self._trace_store.table_name if self._trace_store else "",
             "Clean folder": "yes" if self.settings.run_from_clean_folder else "no",
+            "Verified": self.settings.verify or "no",
             "Checkpoint": f"none but the working directory, {self.pipeline.working_dir}",
         }
 
