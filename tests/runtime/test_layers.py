@@ -14,7 +14,7 @@ ACT = {
     "configuration",
     "dataset",
     "environment",
-    "job_files",
+    "row_counts",
     "known_secrets",
     "pending",
     "runner",

@@ -24,7 +24,7 @@ from dlt.destinations.sql_client import SqlClientBase
 from dlt.pipeline.pipeline import Pipeline
 
 from prefect_dlt.count_queries import CountQueries, NotCountableError, Query
-from prefect_dlt.job_files import metered_rows, normalized_rows
+from prefect_dlt.row_counts import metered_rows, normalized_rows
 from prefect_dlt.known_secrets import known_secrets
 from prefect_dlt.reasons import reason_line
 from prefect_dlt.redact import redaction

@@ -10,7 +10,7 @@ import dlt
 import pytest
 from dlt.pipeline.pipeline import Pipeline
 
-from prefect_dlt.job_files import metered_rows, normalized_rows
+from prefect_dlt.row_counts import metered_rows, normalized_rows
 
 AWKWARD = "a \"quoted\" line\n(1),\nand 'another', with ; and \\"
 
