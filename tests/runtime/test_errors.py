@@ -19,6 +19,7 @@ from prefect_dlt.errors import (
     PrefectDltError,
     UnknownResourcesError,
     UnknownStateError,
+    VerificationError,
 )
 
 EXAMPLES: list[PrefectDltError] = [
@@ -29,6 +30,7 @@ EXAMPLES: list[PrefectDltError] = [
     PendingDataError("shop", "/data/pipelines/shop", ("1700000000.1", "1700000000.2"), ("load package 1: extracted",)),
     UnknownStateError("shop", "/data/pipelines/shop", "1700000000.1"),
     FailedJobsError("shop", (("1700000000.1", "items", "/data/items.1.jsonl", "ConversionException: no number"),)),
+    VerificationError("shop", (("1700000000.1", "orders", "rows of the load", 3, 2),)),
     ComponentsFailedError("load shop", {"items": "OSError: disk full"}, ("orders", "users")),
 ]
 

@@ -437,6 +437,7 @@ def test_how_a_run_is_set_up_is_part_of_its_record(pipeline: Callable[..., Pipel
         "Trace table": "shop_trace",
         "Pending data": "loaded first",
         "Clean folder": "no",
+        "Verified": "no",
         "Checkpoint": f"none but the working directory, {run.pipeline.working_dir}",
     }
 

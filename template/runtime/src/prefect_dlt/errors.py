@@ -162,6 +162,38 @@ class FailedJobsError(PrefectDltError, RuntimeError):
         return "\n".join(lines)
 
 
+class VerificationError(PrefectDltError, RuntimeError):
+    """The destination does not hold what was normalised and loaded."""
+
+    def __init__(self, pipeline_name: str, differences: tuple[tuple[str, str, str, int, int], ...]) -> None:
+        """Each difference is a load id, a table, what was counted there, how many were expected, and how many found."""
+        super().__init__(pipeline_name, differences)
+        self.pipeline_name = pipeline_name
+        self.differences = differences
+
+    @property
+    def load_ids(self) -> tuple[str, ...]:
+        """The load packages that differ."""
+        return tuple(dict.fromkeys(load_id for load_id, *_ in self.differences))
+
+    def __str__(self) -> str:
+        lines = [f"Pipeline {self.pipeline_name!r} has loaded, and the destination does not hold what was normalised:"]
+        for load_id, table, what, expected, found in self.differences[:MOST_LISTED]:
+            many = f"{abs(found - expected):,} {'missing' if found < expected else 'too many'}"
+            lines.append(
+                f"  table {table!r} of load package {load_id}: expected {expected:,} {what}, found {found:,}: {many}"
+            )
+        if (more := len(self.differences) - MOST_LISTED) > 0:
+            lines.append(f"  and {more:,} more")
+        lines.append(
+            "The load counts as done: no later run loads it again. First look whether something else has written to "
+            "these tables meanwhile. A table that is replaced or merged is mended by loading the same data once more; "
+            "from one that is appended to, delete the rows of the load first (those with its _dlt_load_id, and what is "
+            "nested in them). With verify='warn' a difference is a warning and no error."
+        )
+        return "\n".join(lines)
+
+
 class ComponentsFailedError(PrefectDltError, RuntimeError):
     """Parts of a source that was taken apart failed; the other parts were loaded."""
 

@@ -19,6 +19,7 @@ from dlt.pipeline.trace import PipelineStepTrace, PipelineTrace
 
 from prefect_dlt.progress import STAGES, Stage
 from prefect_dlt.schema_changes import SchemaChanges
+from prefect_dlt.verification import Verification
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,7 @@ class RunRecord:
         id: Tells it from the records of other runs.
         is_by_steps: Whether the steps are called one by one, and more of them may follow.
         recovered: What was found of loads that had been cut in the middle, before they were loaded on.
+        verification: What was verified of it; None where nothing was asked for.
         untraced: What was loaded while dlt was told not to trace, so that nothing else is known of it.
         waited: Seconds that it waited for another run of the pipeline to end.
         discarded: What was pending and was put aside, one line each.
@@ -242,6 +244,7 @@ class RunRecord:
     id: UUID = field(default_factory=uuid4, repr=False)
     is_by_steps: bool = False
     recovered: list[Recovered] = field(default_factory=list[Recovered])
+    verification: Verification | None = None
     untraced: LoadInfo | None = None
     waited: float = 0.0
     discarded: list[str] = field(default_factory=list[str])

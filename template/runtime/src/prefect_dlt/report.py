@@ -20,6 +20,7 @@ from prefect_dlt.reasons import reason, reason_in_trace, reason_line, text_of, w
 from prefect_dlt.record import FailedAttempt, Job, RunRecord, TableRow, Written, extracted, jobs, normalized, seconds_of
 from prefect_dlt.redact import redacted_traceback, redaction
 from prefect_dlt.schema_changes import ColumnChange, TableChange
+from prefect_dlt.verification import Verification, named
 
 LONGEST_MESSAGE = 1_000
 """Characters of the error that a report begins with; the whole of it is in the traceback."""
@@ -127,6 +128,8 @@ def summary(record: RunRecord) -> Report:
         parts += ["## Tables", _doubt(record), tables.text()]
         if graph := lineage(record, {row.name: _with_rows(row, safe) for row in record.tables()}, safe):
             parts += [_drawing(graph, GRAPH_STYLE)]
+    if record.verification is not None and record.verification.load_ids:
+        parts += ["## Verified", *_verified(record.verification, safe)]
     if changed := _changes(record):
         parts += ["## Schema changes", _schema_overview(record, changed)]
     if record.failed_attempts:
@@ -436,6 +439,21 @@ def _schema_overview(record: RunRecord, changed: Sequence[TableChange]) -> str:
     where = f"in the artifact `{artifact_key(record.pipeline_name, 'schema_changes')}`"
     text = table(("Table", "Change", "Columns"), rows, more=f", {where}")
     return f"{text}\n\nEach column with its type is {where}."
+
+
+def _verified(verification: Verification, safe: Callable[[str], str]) -> list[str]:
+    """Return what was verified: the outcome in a line, each difference, and why the rest could not be."""
+    parts = [plain(safe(verification.outcome()))]
+    if differences := verification.differences:
+        rows = [
+            (cell(safe(each.table)), each.what, f"{each.expected:,}", f"{each.found:,}", cell(each.load_id))
+            for each in differences[:LONGEST_TABLE]
+        ]
+        parts += [table(("Table", "Counted", "Expected", "Found", "Load package"), rows, right=(2, 3))]
+    if reasons := verification.reasons():
+        rows = [(cell(safe(named(tables))), cell(safe(reason))) for reason, tables in reasons.items()]
+        parts += [table(("Not verified", "Because"), rows)]
+    return parts
 
 
 def _drawing(text: str, style: str) -> str:

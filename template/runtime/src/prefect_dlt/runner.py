@@ -19,7 +19,7 @@ from prefect_dlt.callbacks import CallbackCollector
 from prefect_dlt.clean import drop, put_traces_back, try_to_restore
 from prefect_dlt.configuration import RunnerSettings, Verify, runner_settings
 from prefect_dlt.discard import Discarded, finish_discard, put_aside
-from prefect_dlt.errors import ConfigurationError, FailedJobsError, PendingDataError, PrefectDltError
+from prefect_dlt.errors import ConfigurationError, FailedJobsError, PendingDataError, PrefectDltError, VerificationError
 from prefect_dlt.known_secrets import known_secrets, learn_secrets
 from prefect_dlt.leftovers import tidy_up
 from prefect_dlt.lock import one_run_at_a_time
@@ -41,6 +41,8 @@ from prefect_dlt.retry import (
 from prefect_dlt.trace_files import moved_through
 from prefect_dlt.trace_tables import Phase
 from prefect_dlt.traces import Traces
+from prefect_dlt.verification import Verification
+from prefect_dlt.verify import Verifier
 
 logger = logging.getLogger("prefect_dlt")
 
@@ -127,6 +129,7 @@ class PipelineRunner:
             PendingDataError: If a clean folder is asked for while data waits in it, without `discard_pending`.
             UnknownStateError: If what is to be put aside does not say what the state was before it.
             FailedJobsError: If a load ended without some of its files.
+            VerificationError: If the destination does not hold what was loaded, and `verify` makes that an error.
         """
         # A resource can be called as well, to bind its arguments, but it is data as it stands; and so is a source.
         builds = callable(data) and not isinstance(data, DltSource | DltResource)
@@ -165,10 +168,13 @@ class PipelineRunner:
             self._clean()
         elif self.settings.discard_pending:
             self._tell_discarded([put_aside(self.pipeline)])
+        verifier = Verifier(self.pipeline) if self.settings.verify else None
         left: LoadInfo | None = None
         if self.pipeline.has_pending_data:
             self._say(logging.INFO, f"Pipeline {self.pipeline.pipeline_name!r} loads first what an earlier run left")
             left = self._attempt(self._load_pending, "pending")
+            # Before the new data, which may replace or merge what this was.
+            self._verify(verifier)
         attempts = 0
 
         def load() -> LoadInfo | None:
@@ -191,6 +197,7 @@ class PipelineRunner:
                 raise
 
         info = self._attempt(load, "run")
+        self._verify(verifier)
         self._check([left, info] if info is not left else [info])
         return info
 
@@ -199,9 +206,31 @@ class PipelineRunner:
         try:
             if failed := tuple(job for info in loads if info for job in _failed_jobs(info)):
                 raise FailedJobsError(self.pipeline.pipeline_name, failed)
+            if (error := self._difference()) is not None and self.settings.verify == "raise":
+                raise error
         except PrefectDltError as error:
             self._note_failure(error, 0, self._why_it_ends(error), is_last=True)
             raise
+
+    def _verify(self, verifier: Verifier | None) -> None:
+        """Compare what was loaded since the last call with what the destination holds, and tell the result."""
+        if verifier is None or self.record is None:
+            return
+        found = verifier.verify([step.step_info for step in self.record.steps("normalize")])
+        self.record.verification = (self.record.verification or Verification()) + found
+        if not found.load_ids:
+            return
+        error = self._difference()
+        level = logging.WARNING if error is not None or found.is_trouble else logging.INFO
+        self._say(level, f"Pipeline {self.pipeline.pipeline_name!r}: {redact(found.line(), known_secrets())}")
+        if error is not None and self.settings.verify == "warn":
+            self._say(logging.WARNING, str(error))
+
+    def _difference(self) -> VerificationError | None:
+        """Return the error about what the destination does not hold; None where it holds all that was looked for."""
+        differences = self.record.verification.differences if self.record and self.record.verification else ()
+        told = tuple((each.load_id, each.table, each.what, each.expected, each.found) for each in differences)
+        return VerificationError(self.pipeline.pipeline_name, told) if told else None
 
     def _load_pending(self) -> LoadInfo | None:
         # Not run(): on a dataset that does not exist yet it wipes the working directory, pending packages included,
@@ -358,6 +387,7 @@ class PipelineRunner:
             "Trace table": self._traces.table_name if self._traces.pipeline_name else "",
             "Pending data": "put aside first" if self.settings.discard_pending else "loaded first",
             "Clean folder": "yes" if self.settings.run_from_clean_folder else "no",
+            "Verified": self.settings.verify or "no",
             "Checkpoint": f"none but the working directory, {self.pipeline.working_dir}",
         }
 
