@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,31 @@ def test_a_commit_that_comes_late_is_no_reason_to_fail(
     expect_once(again, ROWS)
     assert found[0] == []
     assert found[1][0].loaded
+
+
+def test_a_commit_that_is_under_way_is_waited_for(postgres_shop: Callable[..., Pipeline]) -> None:
+    def run(patch: pytest.MonkeyPatch) -> None:
+        dies(patch, *NOTE, after=False, when=starts_with("orders."))
+        runner(postgres_shop(create_indexes=False)).run(orders(ROWS))
+
+    killed(run)
+    runs = runner(again := postgres_shop(create_indexes=False))
+    with again.sql_client() as server, again.sql_client() as observer, ThreadPoolExecutor() as threads:
+        # The server has the rows of the job that was cut, and is about to commit them; no index would tell of them.
+        name = server.make_qualified_table_name("orders")
+        server.execute_sql(f"CREATE TEMPORARY TABLE committed AS SELECT * FROM {name}")
+        server.execute_sql(f"DELETE FROM {name}")
+        with server.begin_transaction():
+            server.execute_sql(f"INSERT INTO {name} SELECT * FROM committed")
+            finished = threads.submit(runs.finalize)
+            while not observer.execute_sql("SELECT 1 FROM pg_locks WHERE NOT granted AND mode = 'ShareLock'"):
+                assert not finished.done()
+        finished.result(timeout=60)
+
+    expect_once(again, ROWS)
+    assert runs.record is not None
+    (recovered,) = runs.record.recovered
+    assert any(name.startswith("orders.") for name in recovered.loaded)
 
 
 def test_rows_of_a_job_that_got_half_way_are_taken_back(
