@@ -9,7 +9,19 @@ import prefect_dlt
 
 FOLDER = Path(prefect_dlt.__file__).parent
 TALK = {"collector", "deployment", "emitter", "flows", "logs", "look_ups", "prefect_api", "publisher"}
-ACT = {"callbacks", "configuration", "dataset", "environment", "known_secrets", "pending", "runner", "traces", "usage"}
+ACT = {
+    "callbacks",
+    "configuration",
+    "dataset",
+    "environment",
+    "known_secrets",
+    "pending",
+    "portable",
+    "runner",
+    "stop",
+    "traces",
+    "usage",
+}
 DECIDE = {
     "assets",
     "decompose",

@@ -17,6 +17,7 @@ from prefect_dlt.errors import ConfigurationError, FailedJobsError, PendingDataE
 from prefect_dlt.known_secrets import known_secrets, learn_secrets
 from prefect_dlt.markdown import printable, shortened
 from prefect_dlt.pending import pending_lines, resumes_with
+from prefect_dlt.portable import make_portable, portable
 from prefect_dlt.reasons import LONGEST_LINE, reason_line, without_tracebacks
 from prefect_dlt.record import RunRecord
 from prefect_dlt.redact import redact, redaction
@@ -126,7 +127,7 @@ class PipelineRunner:
             info = self._run(build, run_options)
             if not self.record.steps():
                 self.record.untraced = info
-            return info
+            return portable(info)
 
     def finalize(self) -> LoadInfo | None:
         """Load only what an earlier run left behind; None when there was nothing."""
@@ -195,6 +196,7 @@ class PipelineRunner:
         try:
             return policy(once)
         except BaseException as error:
+            make_portable(error)
             self._note_failure(error, failed_before, self._why_it_ends(error), is_last=True)
             if not isinstance(error, Exception):
                 raise
