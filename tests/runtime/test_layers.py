@@ -8,7 +8,7 @@ from pathlib import Path
 import prefect_dlt
 
 FOLDER = Path(prefect_dlt.__file__).parent
-TALK = {"collector", "deployment", "emitter", "flows", "logs", "look_ups", "prefect_api", "publisher"}
+TALK = {"cancellation", "collector", "deployment", "emitter", "flows", "logs", "look_ups", "prefect_api", "publisher"}
 ACT = {
     "callbacks",
     "configuration",

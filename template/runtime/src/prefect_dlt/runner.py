@@ -10,6 +10,7 @@ from dlt.common.pipeline import LoadInfo
 from dlt.extract import DltResource, DltSource
 from dlt.pipeline.pipeline import Pipeline
 from tenacity import RetryCallState, Retrying, retry_if_exception
+from tenacity.nap import sleep as default_sleep
 
 from prefect_dlt.callbacks import CallbackCollector
 from prefect_dlt.configuration import RunnerSettings, Verify, runner_settings
@@ -30,6 +31,7 @@ from prefect_dlt.retry import (
     why_not_retried,
     worth_retrying,
 )
+from prefect_dlt.stop import guarded, is_asked_to_stop, pause, stop_request
 from prefect_dlt.traces import TraceStore
 
 logger = logging.getLogger("prefect_dlt")
@@ -123,7 +125,7 @@ class PipelineRunner:
         learn_secrets(self.pipeline)
         collector = self.pipeline.collector
         reports = isinstance(collector, CallbackCollector)
-        with collector.whole_run(self.pipeline, self.record) if reports else self.record.until_finished():
+        with guarded(), collector.whole_run(self.pipeline, self.record) if reports else self.record.until_finished():
             info = self._run(build, run_options)
             if not self.record.steps():
                 self.record.untraced = info
@@ -190,6 +192,8 @@ class PipelineRunner:
         policy = self._policy.copy(
             retry=self._policy.retry & retry_if_exception(worth_retrying(self.settings.retry_pipeline_steps)),
             before_sleep=self._before_sleep,
+            # Whoever has given another knows why.
+            sleep=pause if self._policy.sleep is default_sleep else self._policy.sleep,
             reraise=True,
         )
         failed_before = self.record.attempts_failed if self.record else 0
@@ -203,6 +207,9 @@ class PipelineRunner:
             # dlt wraps Ctrl-C and signals in an ordinary error, which callers would take for a failure like any other.
             if (stop := next(filter(is_stop_request, chain(error, explicit=True)), None)) is not None:
                 raise stop from None
+            # What was broken off for it, in a process that was ended for example, is no failure.
+            if is_asked_to_stop():
+                raise stop_request() from error
             # A generator cannot be read twice: the error of the second attempt would hide the one that matters.
             if first_error is not None and first_error is not error and is_exhausted(error):
                 raise first_error from first_error.__cause__
