@@ -47,6 +47,7 @@ ACT = {
     "traces",
     "usage",
 }
+TALK = {"cancellation", "collector", "deployment", "emitter", "flows", "logs", "look_ups", "prefect_api", "publisher"}
 ACT = {
     "callbacks",
     "configuration",
@@ -59,6 +60,8 @@ ACT = {
     "traces",
     "usage",
     "verify",
+    "portable",
+    "stop",
 }
 DECIDE = {
     "assets",

@@ -20,6 +20,7 @@ from prefect_dlt import (
     PrefectCollector,
     create_run_pipeline_flow,
     create_run_pipeline_task,
+    drain_on_cancellation,
     forward_dlt_logs,
     runner,
 )
@@ -120,6 +121,11 @@ class EveryCallback(PrefectCollector):
 with forward_dlt_logs():
     pass
 with forward_dlt_logs("INFO"), forward_dlt_logs(level=logging.DEBUG):
+    pass
+
+# Cancellation -------------------------------------------------------------------------------------------------------
+
+with drain_on_cancellation():
     pass
 
 # Runner and policies ------------------------------------------------------------------------------------------------

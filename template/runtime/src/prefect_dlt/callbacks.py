@@ -25,6 +25,7 @@ from prefect_dlt.progress import STAGES, StageProgress
 from prefect_dlt.record import FailedAttempt, RunRecord, Table
 from prefect_dlt.redact import redacted_traceback
 from prefect_dlt.schema_changes import Columns, SchemaChanges, columns_of, compare_schemas
+from prefect_dlt.stop import raise_if_asked_to_stop
 
 logger = logging.getLogger("prefect_dlt")
 
@@ -333,6 +334,8 @@ class CallbackCollector(LogCollector):
         message: str | None = None,
         label: str | None = None,
     ) -> None:
+        if self.__run.progress is not None and self.__run.progress.stage == "normalize":
+            raise_if_asked_to_stop()
         # dlt shields its trace hooks but not this method: an error here would fail the load.
         try:
             if self.__run.progress is None:

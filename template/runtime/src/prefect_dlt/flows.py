@@ -19,6 +19,7 @@ from prefect.context import FlowRunContext
 from prefect.task_runners import TaskRunner
 from tenacity import Retrying
 
+from prefect_dlt.cancellation import drain_on_cancellation
 from prefect_dlt.collector import PrefectCollector
 from prefect_dlt.configuration import RunnerSettings, Verify, runner_settings
 from prefect_dlt.dataset import check_dataset_name, derive, shared_dataset
@@ -262,7 +263,7 @@ def create_run_pipeline_flow(
             "dataset_name": dataset_name,
         }
         given = {name: value for name, value in options.items() if value is not None}
-        with forward_dlt_logs():
+        with forward_dlt_logs(), drain_on_cancellation():
             results = _MODES[mode](job, resources, given)
         return FlowResult(_all_loaded(name, results))
 

@@ -16,10 +16,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import psutil
-from dlt.common.runtime import signals
 from fasteners import InterProcessLock  # pyright: ignore[reportMissingTypeStubs]
 
 from prefect_dlt.errors import PipelineLockedError
+from prefect_dlt.stop import pause
 
 logger = logging.getLogger("prefect_dlt")
 
@@ -134,8 +134,7 @@ def _wait(folder: Path, lock: InterProcessLock, timeout: float, run: str, say: C
         if holder is not None and not is_told:
             say(f"Pipeline {folder.name!r} waits at most {timeout:g} s for {holder}")
             is_told = True
-        signals.sleep(POLL_SECONDS)
-        signals.raise_if_signalled()
+        pause(POLL_SECONDS)
     return time.monotonic() - began
 
 

@@ -14,6 +14,7 @@ from dlt.extract import DltResource, DltSource
 from dlt.pipeline.exceptions import PipelineStepFailed
 from dlt.pipeline.pipeline import Pipeline
 from tenacity import RetryCallState, Retrying, retry_if_exception
+from tenacity.nap import sleep as default_sleep
 
 from prefect_dlt.callbacks import CallbackCollector
 from prefect_dlt.clean import drop, put_traces_back, try_to_restore
@@ -25,6 +26,7 @@ from prefect_dlt.leftovers import tidy_up
 from prefect_dlt.lock import one_run_at_a_time
 from prefect_dlt.markdown import printable, shortened
 from prefect_dlt.pending import pending_lines, pending_packages, resumes_with
+from prefect_dlt.portable import make_portable, portable
 from prefect_dlt.reasons import LONGEST_LINE, reason_line, without_tracebacks
 from prefect_dlt.record import RunRecord
 from prefect_dlt.recovery import recover
@@ -38,6 +40,7 @@ from prefect_dlt.retry import (
     why_not_retried,
     worth_retrying,
 )
+from prefect_dlt.stop import guarded, is_asked_to_stop, pause, stop_request
 from prefect_dlt.trace_files import moved_through
 from prefect_dlt.trace_tables import Phase
 from prefect_dlt.traces import Traces
@@ -138,12 +141,12 @@ class PipelineRunner:
         learn_secrets(self.pipeline)
         collector = self.pipeline.collector
         reports = isinstance(collector, CallbackCollector)
-        with collector.whole_run(self.pipeline, self.record) if reports else self.record.until_finished():
+        with guarded(), collector.whole_run(self.pipeline, self.record) if reports else self.record.until_finished():
             with self._alone(self.record):
                 info = self._run(build, run_options)
             if not self.record.steps():
                 self.record.untraced = info
-            return info
+            return portable(info)
 
     def finalize(self) -> LoadInfo | None:
         """Load only what an earlier run left behind; None when there was nothing."""
@@ -279,18 +282,24 @@ class PipelineRunner:
         policy = self._policy.copy(
             retry=self._policy.retry & retry_if_exception(worth_retrying(self.settings.retry_pipeline_steps)),
             before_sleep=self._before_sleep,
+            # Whoever has given another knows why.
+            sleep=pause if self._policy.sleep is default_sleep else self._policy.sleep,
             reraise=True,
         )
         failed_before = self.record.attempts_failed if self.record else 0
         try:
             return policy(once)
         except BaseException as error:
+            make_portable(error)
             self._note_failure(error, failed_before, self._why_it_ends(error), is_last=True)
             if not isinstance(error, Exception):
                 raise
             # dlt wraps Ctrl-C and signals in an ordinary error, which callers would take for a failure like any other.
             if (stop := next(filter(is_stop_request, chain(error, explicit=True)), None)) is not None:
                 raise stop from None
+            # What was broken off for it, in a process that was ended for example, is no failure.
+            if is_asked_to_stop():
+                raise stop_request() from error
             # A generator cannot be read twice: the error of the second attempt would hide the one that matters.
             if first_error is not None and first_error is not error and is_exhausted(error):
                 raise first_error from first_error.__cause__
