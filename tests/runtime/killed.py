@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -39,6 +40,8 @@ def killed(run: Callable[[pytest.MonkeyPatch], Any]) -> None:
     """Call a function in a child, which has to be killed before it returns."""
 
     def child() -> None:
+        # What it inherits, connections above all, is not its own to close: the threads that served it are not here.
+        gc.disable()
         with pytest.MonkeyPatch.context() as patch:
             run(patch)
 

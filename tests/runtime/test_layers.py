@@ -8,60 +8,31 @@ from pathlib import Path
 import prefect_dlt
 
 FOLDER = Path(prefect_dlt.__file__).parent
-TALK = {
-    "collector",
-    "deployment",
-    "emitter",
-    "flows",
-    "logs",
-    "look_ups",
-    "prefect_api",
-    "publisher",
-}
+TALK = {"cancellation", "collector", "deployment", "emitter", "flows", "logs", "look_ups", "prefect_api", "publisher"}
 ACT = {
     "callbacks",
     "clean",
-    "collector",
     "command",
     "configuration",
     "dataset",
-    "deployment",
     "discard",
-    "emitter",
     "environment",
-    "flows",
     "job_files",
     "known_secrets",
     "leftovers",
     "loaded_rows",
     "lock",
-    "logs",
-    "look_ups",
     "package_jobs",
     "pending",
-    "prefect_api",
-    "publisher",
+    "portable",
     "recovery",
+    "row_counts",
     "runner",
+    "stop",
     "trace_files",
     "traces",
     "usage",
-}
-TALK = {"cancellation", "collector", "deployment", "emitter", "flows", "logs", "look_ups", "prefect_api", "publisher"}
-ACT = {
-    "callbacks",
-    "configuration",
-    "dataset",
-    "environment",
-    "row_counts",
-    "known_secrets",
-    "pending",
-    "runner",
-    "traces",
-    "usage",
     "verify",
-    "portable",
-    "stop",
 }
 DECIDE = {
     "assets",
