@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -38,7 +39,11 @@ def dies(
 def killed(run: Callable[[pytest.MonkeyPatch], Any]) -> None:
     """Call a function in a child, which has to be killed before it returns."""
 
+    # A database that nobody uses any more has threads in this process only; thrown away in a child, it ends that.
+    gc.collect()
+
     def child() -> None:
+        gc.freeze()
         with pytest.MonkeyPatch.context() as patch:
             run(patch)
 
