@@ -13,7 +13,7 @@ from typing import Any
 
 import dlt
 import pytest
-from dlt.common.storages import LoadStorage, PackageStorage
+from dlt.common.storages import FileStorage, LoadStorage, PackageStorage
 from dlt.extract.storage import ExtractStorage
 from dlt.load.load import Load
 from dlt.pipeline.exceptions import PipelineStepFailed
@@ -314,6 +314,7 @@ def test_a_recovery_that_is_killed_as_well_is_made_up_for(pipeline: Callable[...
 MOMENTS: dict[str, tuple[type, str, bool]] = {
     "the package is extracted, the state not saved": (ExtractStorage, "commit_new_load_package", True),
     "the schema is saved, the state not": (Pipeline, "_save_state", False),
+    "normalize is about to begin": (FileStorage, "create_folder", True),
     "normalize has begun": (LoadStorage, "import_extracted_package", True),
     "the package is normalised and still extracted": (LoadStorage, "commit_new_load_package", True),
     "the tables are made, and that is not noted": (LoadStorage, "commit_schema_update", False),
@@ -335,8 +336,12 @@ def test_whenever_a_run_is_killed_the_next_one_loads_everything_once(
     owner, name, after = MOMENTS[moment]
 
     def run(patch: pytest.MonkeyPatch) -> None:
-        # A state without a schema was written before.
-        is_it = lambda _, *args, **__: owner is not Pipeline or bool(args[0].get("default_schema_name"))  # noqa: E731
+        def is_it(_: Any, *args: Any, **__: Any) -> bool:
+            if owner is FileStorage:
+                return args[0] == LoadStorage.NEW_PACKAGES_FOLDER
+            # A state without a schema was written before.
+            return owner is not Pipeline or bool(args[0].get("default_schema_name"))
+
         dies(patch, owner, name, after=after, when=is_it)
         runner(pipeline()).run(orders(ROWS))
 

@@ -28,6 +28,9 @@ def tidy_up(pipeline: Pipeline) -> None:
     folder = Path(pipeline.working_dir)
     extracted = NormalizeStorage(False, NormalizeStorageConfiguration(str(folder / "normalize"))).extracted_packages
     load = LoadStorage(False, [], LoadStorageConfiguration(str(folder / "load")))
+    if load.is_storage_ready():
+        # Its folders are made one after the other, and dlt takes the first one for all.
+        load.initialize_storage()
     if not Path(extracted.storage.storage_path).is_dir():
         return
     for load_id in extracted.list_packages():
