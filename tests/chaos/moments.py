@@ -20,7 +20,6 @@ from typing_extensions import override
 
 from prefect_dlt import CallbackCollector
 
-# Random moments hardly ever hit what takes microseconds, such as the time between a commit and the note of it.
 EVENTS = ("commit", "file", "step")
 KINDS = ("clock", *EVENTS)
 PHASES = ("start", "extract", "normalize", "load", "between", "after")

@@ -27,7 +27,7 @@ from tests.chaos.trials import (
 )
 from tests.postgres import postgres_server
 
-# Of ten trials, so many each: half of the kills come by the clock or nearly so, the rest where it hurts.
+# Of ten trials, so many each. Random moments hardly ever hit what takes microseconds, and that is where it hurts.
 KINDS_OF_TEN = ("clock",) * 4 + ("commit",) * 3 + ("file",) * 2 + ("step",)
 # One in so many trials kills the run that would finish it too.
 TWICE = 5

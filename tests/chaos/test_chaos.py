@@ -45,9 +45,10 @@ def test_the_next_run_loads_everything_once_wherever_a_run_is_killed() -> None:
 
 @pytest.mark.slow
 def test_what_dlt_alone_doubles_and_gets_stuck_on_is_found() -> None:
-    killed = run("--plain", "--kinds", "commit", "--kills", "8", "--seed", "0")
+    # Killed right after the commit of a job: append into DuckDB, and into PostgreSQL, where row ids are unique.
+    killed = run("--plain", "--kinds", "commit", "--kills", "8", "--seed", "3", "--only", "0", "1")
     assert killed.returncode == 1, killed.stdout + killed.stderr
-    assert re.search(r"trials with rows lost \d, with rows doubled [1-8], stuck [1-8]", killed.stdout), killed.stdout
+    assert "trials with rows lost 0, with rows doubled 1, stuck 1" in killed.stdout, killed.stdout
 
 
 @pytest.mark.parametrize(

@@ -234,8 +234,9 @@ def try_out(place: Place, kill_: Kill, span: Span, *, plain: bool, keep: Path | 
     for turn, moment in enumerate(kill_.moments):
         board = Board()
         ended = run_and_kill(place, case, name, case.changes(turn + 1), moment, span, board, plain=plain)
-        if ended not in (-signal.SIGKILL, None):
-            result["stuck"] = "a run failed before it was killed: " + first_error(folder / "log")
+        if ended != -signal.SIGKILL:
+            hangs = "a run hangs before it is killed"
+            result["stuck"] = hangs if ended is None else f"a run fails by itself: {first_error(folder / 'log')}"
         left, interrupted = left_behind(folder / "pipelines" / "shop")
         result["phases"].append(board.phase)
         result["left"].append(left)
@@ -251,7 +252,7 @@ def try_out(place: Place, kill_: Kill, span: Span, *, plain: bool, keep: Path | 
         if verdict["pending"]:
             result["stuck"] = "packages are pending in the end"
     else:
-        result["stuck"] = "the next run hangs" if code is None else first_error(folder / "log")
+        result["stuck"] = "the next run hangs" if code is None else f"the next run fails: {first_error(folder / 'log')}"
     result |= {key: verdict[key] for key in ("lost", "surplus", "detail")}
     if kept:
         if result["stuck"] or result["lost"] or result["surplus"]:
