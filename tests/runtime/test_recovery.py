@@ -426,3 +426,33 @@ def test_a_package_that_is_deleted_in_part_is_none(pipeline: Callable[..., Pipel
 
     runner(again := pipeline()).run(orders(last))
     expect_once(again, last)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_schema_that_was_not_written_to_its_end_is_none(pipeline: Callable[..., Pipeline], is_first: bool) -> None:
+    if not is_first:
+        runner(pipeline()).run(orders(ROWS))
+    # What dlt's atomic write leaves behind, in the folder of which it takes every file for a schema.
+    schemas = Path(pipeline().working_dir) / "schemas"
+    schemas.mkdir(exist_ok=True)
+    (schemas / "1769e2eb1648ff95").touch()
+
+    runner(again := pipeline()).run(orders(ROWS))
+
+    expect_once(again, ROWS)
+    assert [path.name for path in schemas.iterdir() if not path.name.endswith(".schema.json")] == []
+
+
+@pytest.mark.parametrize("missing", ["load/new", "load/normalized", "load/loaded", "normalize/extracted"])
+def test_folders_that_were_not_made_yet_are_made(pipeline: Callable[..., Pipeline], missing: str) -> None:
+    """dlt makes them one after the other, and takes the first one for all."""
+    shop_pipeline = pipeline()
+    folder = Path(shop_pipeline.working_dir) / missing
+    if missing.startswith("load"):
+        shop_pipeline.extract(orders(ROWS))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    (folder.parent / ".version").write_text("1.0.0")
+
+    runner(again := pipeline()).run(orders(ROWS))
+
+    expect_once(again, ROWS)

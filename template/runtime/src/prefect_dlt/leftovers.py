@@ -8,6 +8,7 @@ fails for good, extracts rows again that it has, or loses a package. Loading is 
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,33 @@ from dlt.common.storages.configuration import LoadStorageConfiguration, Normaliz
 from dlt.common.versioned_state import decompress_state, json_decode_state
 from dlt.pipeline.pipeline import Pipeline
 from dlt.pipeline.state_sync import mark_state_extracted, migrate_state_to_current
+
+_UNWRITTEN = re.compile(r"[0-9a-f]{16}")
+
+
+def mend_folders(pipeline: Pipeline) -> None:
+    """Make the folders that dlt had not made yet when it was killed, and remove a schema that it had not written yet.
+
+    Without these folders nobody can tell what is pending, and with that schema dlt fails at each further run. To be
+    called before anything is asked of the pipeline.
+
+    Args:
+        pipeline: The pipeline; nobody else may be working in its directory.
+    """
+    folder = Path(pipeline.working_dir)
+    # They are made one after the other, and dlt takes the first one for all.
+    for step, stages in (("normalize", ("extracted",)), ("load", ("new", "normalized", "loaded"))):
+        if (folder / step).is_dir():
+            for stage in stages:
+                (folder / step / stage).mkdir(exist_ok=True)
+    # dlt writes a file under a random name and moves it into place; it takes each file in this folder for a schema.
+    unwritten = [path for path in (folder / "schemas").glob("*") if _UNWRITTEN.fullmatch(path.name)]
+    for path in unwritten:
+        path.unlink()
+    if unwritten:
+        # The pipeline has put their names into its state when it was made; without them it is saved again.
+        with pipeline.managed_state():
+            pass
 
 
 def tidy_up(pipeline: Pipeline) -> None:
@@ -28,9 +56,6 @@ def tidy_up(pipeline: Pipeline) -> None:
     folder = Path(pipeline.working_dir)
     extracted = NormalizeStorage(False, NormalizeStorageConfiguration(str(folder / "normalize"))).extracted_packages
     load = LoadStorage(False, [], LoadStorageConfiguration(str(folder / "load")))
-    if load.is_storage_ready():
-        # Its folders are made one after the other, and dlt takes the first one for all.
-        load.initialize_storage()
     if not Path(extracted.storage.storage_path).is_dir():
         return
     for load_id in extracted.list_packages():

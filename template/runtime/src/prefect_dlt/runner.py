@@ -22,7 +22,7 @@ from prefect_dlt.configuration import RunnerSettings, Verify, runner_settings
 from prefect_dlt.discard import Discarded, finish_discard, put_aside
 from prefect_dlt.errors import ConfigurationError, FailedJobsError, PendingDataError, PrefectDltError, VerificationError
 from prefect_dlt.known_secrets import known_secrets, learn_secrets
-from prefect_dlt.leftovers import tidy_up
+from prefect_dlt.leftovers import mend_folders, tidy_up
 from prefect_dlt.lock import one_run_at_a_time
 from prefect_dlt.markdown import printable, shortened
 from prefect_dlt.pending import pending_lines, pending_packages, resumes_with
@@ -165,6 +165,7 @@ class PipelineRunner:
             yield
 
     def _run(self, build: Callable[[], Any], run_options: dict[str, Any]) -> LoadInfo | None:
+        mend_folders(self.pipeline)
         put_traces_back(self.pipeline)
         self._tell_discarded(finish_discard(self.pipeline))
         if self.settings.run_from_clean_folder:
