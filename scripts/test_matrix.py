@@ -110,7 +110,8 @@ def run(part: Part) -> tuple[str, str, float]:
     output = ROOT / ".venvs" / f"{PARTS.index(part)}.log"
     output.unlink(missing_ok=True)
     environment = part.variant.folder if part.variant else Path(sys.prefix)
-    # What is slow here waits for an API that misbehaves, or runs many loads at once; other versions change neither.
+    # What is slow here kills processes, waits for servers that misbehave, or does on PostgreSQL what is done on DuckDB
+    # besides; it is tested once.
     options = ("-m", "not slow") if part.variant else ()
     problem = make_environment(part.variant) if part.variant else None
     outcome = problem or run_pytest(environment, part.folders, options, output)

@@ -113,7 +113,7 @@ def is_cancelled_with_its_tasks_closed(flow_run_name: str) -> bool:
     return bool(flow_state.is_cancelled() and task_states and all(state.is_final() for state in task_states))
 
 
-@pytest.mark.parametrize("runs", ["submitted", "called"])
+@pytest.mark.parametrize("runs", ["submitted", pytest.param("called", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("where", "number", "is_pending"),
     [
@@ -283,6 +283,7 @@ def test_the_processes_that_dlt_normalises_in_are_not_waited_for(
     assert count(pipeline(), "rows") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["none", "sequential", "parallel"])
 def test_every_mode_of_a_flow_stops_and_so_does_the_flow_that_calls_it(
     pipeline: Callable[..., Pipeline], mode: Any

@@ -36,6 +36,8 @@ PAGE = 2
 
 TWICE = fixed_attempts(2, wait=0.0)
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _one_try_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def _small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA_WRITER__FILE_MAX_ITEMS", "40")
 
 
-@pytest.fixture(params=["duckdb", "postgres"])
+@pytest.fixture(params=["duckdb", pytest.param("postgres", marks=pytest.mark.slow)])
 def shop(
     request: pytest.FixtureRequest, pipeline: Callable[..., Pipeline], make_database: Callable[[str], str]
 ) -> Callable[..., Pipeline]:

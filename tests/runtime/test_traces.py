@@ -105,6 +105,7 @@ def shape(database: str, dataset: str = "shop_data") -> dict[str, dict[str, tupl
     return found
 
 
+@pytest.mark.slow
 def test_very_different_sources_have_the_same_tables_and_columns(pipeline: MakePipeline) -> None:
     """The first attempt ever is one that fails before its first step."""
     types = {"text": "VARCHAR", "bigint": "BIGINT", "double": "DOUBLE", "timestamp": "TIMESTAMP WITH TIME ZONE"}
@@ -283,6 +284,7 @@ def test_a_long_list_is_cut_and_counted(pipeline: MakePipeline, monkeypatch: pyt
 # -- where they are stored, and what else that touches -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_storing_leaves_everything_of_the_users_as_it_was(pipeline: MakePipeline) -> None:
     class Counting(CallbackCollector):
         starts = 0
@@ -359,6 +361,7 @@ def test_the_staging_of_a_pipeline_is_that_of_its_traces(tmp_path: Path) -> None
     assert store.staging.config_params == staged.staging.config_params
 
 
+@pytest.mark.slow
 def test_pipelines_in_threads_share_a_store(pipeline: MakePipeline) -> None:
     ops = ops_into(dlt.destinations.duckdb("ops.duckdb"))
 
@@ -381,6 +384,7 @@ def test_pipelines_in_threads_share_a_store(pipeline: MakePipeline) -> None:
 # -- when that fails ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_cannot_be_stored_is_kept_with_one_warning_and_stored_later(
     pipeline: MakePipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -411,6 +415,7 @@ def test_what_cannot_be_stored_is_kept_with_one_warning_and_stored_later(
     assert kept(run.pipeline) == []
 
 
+@pytest.mark.slow
 def test_a_postgresql_that_comes_back_gets_the_traces_that_it_missed(
     pipeline: MakePipeline, make_database: Callable[[str], str]
 ) -> None:
@@ -431,6 +436,7 @@ def test_a_postgresql_that_comes_back_gets_the_traces_that_it_missed(
     assert kept(pipeline()) == []
 
 
+@pytest.mark.slow
 def test_a_file_of_what_is_stored_already_is_stored_once(pipeline: MakePipeline) -> None:
     """As after a process that was killed when a part or all of it was stored, and before its file was removed."""
     with locked("ops.duckdb"):
@@ -453,6 +459,7 @@ def test_a_file_of_what_is_stored_already_is_stored_once(pipeline: MakePipeline)
         assert found == [(count,)], name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["extract", "normalize"])
 def test_a_process_that_died_while_it_stored_blocks_nothing(pipeline: MakePipeline, step: str) -> None:
     """The trace pipeline has a package then, and it can be one that is never going to load."""
@@ -497,6 +504,7 @@ def test_files_that_cannot_be_read_are_set_aside(pipeline: MakePipeline, caplog:
     assert len(warnings(caplog)) == len(broken)
 
 
+@pytest.mark.slow
 def test_a_store_that_is_gone_for_good_does_not_fill_the_disk(
     pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -509,6 +517,7 @@ def test_a_store_that_is_gone_for_good_does_not_fill_the_disk(
     assert [path.name[:2] for path in kept(pipeline())] == ["t2", "t3", "t4"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clean", [True, False], ids=["a clean folder", "a dataset that is gone"])
 def test_files_survive_what_empties_the_working_directory(pipeline: MakePipeline, clean: bool) -> None:
     """dlt empties it as well when the dataset of an earlier run is not there."""
@@ -618,6 +627,7 @@ def store_one(address: str, number: int, ready: Any) -> None:
     store.store({**record, "transaction_id": f"of_process_{number}", "attempt": number})
 
 
+@pytest.mark.slow
 def test_processes_that_store_at_the_same_time_store_each_trace_once(
     pipeline: MakePipeline, make_database: Callable[[str], str]
 ) -> None:

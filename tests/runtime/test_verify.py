@@ -19,7 +19,7 @@ Make = Callable[..., Pipeline]
 NESTED = ["orders", "orders__lines", "orders__lines__discounts"]
 
 
-@pytest.fixture(params=["duckdb", "postgres"])
+@pytest.fixture(params=["duckdb", pytest.param("postgres", marks=pytest.mark.slow)])
 def shop(request: pytest.FixtureRequest, pipeline: Make, tmp_path: Path) -> Pipeline:
     """A pipeline into a database of its own, once for each kind."""
     if request.param == "duckdb":
