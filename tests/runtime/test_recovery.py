@@ -193,6 +193,42 @@ def test_rows_that_cannot_be_told_are_named(
     assert "orders" in warning.getMessage()
 
 
+@pytest.mark.parametrize("job", ["orders", "orders__items"])
+def test_rows_of_earlier_loads_with_the_same_ids_are_not_taken_for_those_of_this_one(
+    pipeline: Callable[..., Pipeline], job: str
+) -> None:
+    """Ids that the data brings along are given to nested rows, too, and those do not say which load they are of."""
+    rows = [{"id": 1, "_dlt_id": "brought along", "items": [{"sku": "a"}, {"sku": "b"}]}]
+    runner(pipeline()).run(rows, table_name="orders")
+
+    def run(patch: pytest.MonkeyPatch) -> None:
+        dies(patch, PackageStorage, "start_job", when=starts_with(f"{job}."))
+        runner(pipeline()).run(rows, table_name="orders")
+
+    killed(run)
+
+    runs = runner(again := pipeline())
+    runs.finalize()
+    assert ids(again) == [1, 1]
+    assert ids(again, "orders__items", "sku") == ["a", "a", "b", "b"]
+
+
+def test_arrow_tables_with_load_ids_of_another_place_are_named(pipeline: Callable[..., Pipeline]) -> None:
+    pa = pytest.importorskip("pyarrow")
+    copied = pa.table({"id": [1, 2], "_dlt_load_id": ["1700000000.1", "1700000000.1"]})
+
+    def run(patch: pytest.MonkeyPatch) -> None:
+        dies(patch, *NOTE, after=False, when=starts_with("orders"))
+        runner(pipeline()).run(copied, table_name="orders")
+
+    killed(run)
+
+    runs = runner(pipeline())
+    runs.finalize()
+    assert runs.record is not None
+    assert [found.unsure for found in runs.record.recovered] == [{"orders"}]
+
+
 def test_files_are_written_over(tmp_path: Path) -> None:
     def shop() -> Pipeline:
         destination = dlt.destinations.filesystem(str(tmp_path / "lake"))

@@ -259,6 +259,26 @@ def test_arrow_tables_without_load_ids_are_listed_with_the_way_to_get_them(pipel
     assert verifier.verify().tables == ["merged"]
 
 
+def test_ids_that_the_data_brings_along_are_no_difference(pipeline: Make) -> None:
+    """Data that dlt has loaded elsewhere, and that is copied from there."""
+    pa: Any = pytest.importorskip("pyarrow")
+    shop = pipeline()
+    verifier = Verifier(shop)
+    shop.run(pa.table({"id": [1], "_dlt_load_id": ["1700000000.1"]}), table_name="arrow")
+    told = verifier.verify()
+    assert not told.differences
+    assert [each.table for each in told.not_verified] == ["arrow"]
+
+    rows = [{"id": 1, "_dlt_id": "brought along", "lines": [{"sku": "a"}]}]
+    shop.run(rows, table_name="orders")
+    assert verifier.verify().tables == ["orders", "orders__lines"]
+    shop.run(rows, table_name="orders")
+    told = verifier.verify()
+    assert not told.differences
+    assert told.tables == ["orders"]
+    assert [each.table for each in told.not_verified] == ["orders__lines"]
+
+
 def test_of_several_packages_the_last_one_is_verified_and_appended_rows_of_all(pipeline: Make) -> None:
     shop = pipeline()
     verifier = Verifier(shop)

@@ -104,6 +104,14 @@ class CountQueries:
         """
         return Query(f"SELECT count(*) FROM {self._name(table)} WHERE {self._of_load(table)}", (self._load_id,))
 
+    def known_before(self, root: str) -> Query:
+        """Count the rows of other loads in a root table that have a row id of the package's rows."""
+        table, name = self._tables[root], self._name(root)
+        load_id, row_key = self._escaped(self._load_id_column), self._key(table, "row_key")
+        ids = f"SELECT {row_key} FROM {name} WHERE {load_id} = %s"
+        sql = f"SELECT count(*) FROM {name} WHERE {load_id} <> %s AND {row_key} IN ({ids})"
+        return Query(sql, (self._load_id, self._load_id))
+
     def completed(self, table: str, load_id_column: str, status_column: str) -> Query:
         """Count how often dlt's table of loads names the package as loaded."""
         load_id, status = map(self._escaped, (load_id_column, status_column))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib
 import json
@@ -53,6 +54,12 @@ class JobFile:
             if value is None:
                 raise UnreadableFileError(self.path.name)
             yield str(value)
+
+    def first_value(self, column: str) -> str | None:
+        """Return the first value of one of its columns, as text; None where it holds no rows, or cannot be read."""
+        with contextlib.suppress(UnreadableFileError):
+            return next(self.values(column), None)
+        return None
 
     @property
     def row_count(self) -> int | None:

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any
 
+from dlt.common.schema.utils import get_first_column_name_with_prop, is_nested_table
 from dlt.destinations.exceptions import DatabaseException, DatabaseUndefinedRelation
 from dlt.destinations.job_client_impl import SqlJobClientBase, SqlJobClientWithStagingDataset
 
@@ -76,6 +77,33 @@ class LoadedRows:
         """
         where, values = self._among(column, ids, also)
         return {str(row[0]) for row in self._query(f"SELECT {self._column(column)} FROM {{table}}{where}", *values)}
+
+    def are_of_others(self, column: str, ids: Sequence[str], load: str, load_id: str) -> bool:
+        """Tell whether a row with one of some ids, or the row that it is nested in, was there before a load.
+
+        Args:
+            column: The column of the ids.
+            ids: The ids, at most `BATCH`.
+            load: The column of root tables that says which load a row is of.
+            load_id: The load.
+        """
+        tables: Any = self._client.schema.tables
+        name, parents = self.name, list[tuple[str | None, str | None, str]]()
+        while is_nested_table(tables[name]):
+            parent = tables[name]["parent"]
+            parent_key = get_first_column_name_with_prop(tables[name], "parent_key")
+            parents.append((parent_key, get_first_column_name_with_prop(tables[parent], "row_key"), parent))
+            name = parent
+        if load not in tables[name]["columns"]:
+            return False
+        condition = f"{self._column(load)} <> %s"
+        for parent_key, row_key, parent in reversed(parents):
+            if parent_key is None or row_key is None:
+                return False
+            table = self._sql.make_qualified_table_name(parent)
+            condition = f"{self._column(parent_key)} IN (SELECT {self._column(row_key)} FROM {table} WHERE {condition})"
+        where, values = self._among(column, ids, None)
+        return bool(self._query(f"SELECT 1 FROM {{table}}{where} AND {condition} LIMIT 1", *values, load_id))
 
     def delete_ids(self, column: str, ids: Iterable[str], also: tuple[str, str] | None = None) -> None:
         """Delete the rows with these ids, and with the value `also` names as well."""

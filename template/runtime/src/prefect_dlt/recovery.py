@@ -175,7 +175,10 @@ class _Table:
 
     def _has_load_id(self, job: ParsedLoadJobFileName) -> bool:
         file = self._jobs.file(job)
-        return self._load in (file.path.read_text(encoding="utf-8") if file.format == "model" else file.columns)
+        if file.format == "model":
+            return self._load in file.path.read_text(encoding="utf-8")
+        # Arrow data that is read from what dlt loaded elsewhere brings the ids of those loads along.
+        return file.first_value(self._load) in (None, self._jobs.load_id) if self._load in file.columns else False
 
     def _look_up_rows(self, job: ParsedLoadJobFileName) -> None:
         """Note a job as done when its rows are there; when only some are, delete those."""
@@ -188,6 +191,9 @@ class _Table:
                 ids = sorted(set(batch))
                 asked += len(ids)
                 there += len(self._rows.found(key, ids, also))
+                if there and self._may_be_others(key, ids, also):
+                    self._found.unsure.add(self._name)
+                    return
                 if self._is_atomic and there in (0, asked):
                     break
             if asked and there == asked:
@@ -197,6 +203,10 @@ class _Table:
                 self._put_back([job])
         except UnreadableFileError:
             self._found.unsure.add(self._name)
+
+    def _may_be_others(self, key: str, ids: Sequence[str], also: tuple[str, str] | None) -> bool:
+        # The ids of nested rows follow from those that the data has brought along for their roots.
+        return not (also or self._is_own) and self._rows.are_of_others(key, ids, self._load, self._jobs.load_id)
 
     def _take_back(self, interrupted: Sequence[ParsedLoadJobFileName]) -> None:
         """Delete what this load wrote into the table, and have all of it loaded again, unless counts tell better.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, cast
 
 from dlt.common.configuration import configspec
@@ -24,10 +25,11 @@ from dlt.destinations.sql_client import SqlClientBase
 from dlt.pipeline.pipeline import Pipeline
 
 from prefect_dlt.count_queries import CountQueries, NotCountableError, Query
+from prefect_dlt.job_files import JobFile
 from prefect_dlt.known_secrets import known_secrets
 from prefect_dlt.reasons import reason_line
 from prefect_dlt.redact import redaction
-from prefect_dlt.row_counts import metered_rows, normalized_rows
+from prefect_dlt.row_counts import FOLLOW_UPS, metered_rows, normalized_rows
 from prefect_dlt.verification import EARLIER_PACKAGE, Expected, Held, NotVerified, Verification, written_again
 
 NO_SQL = "the destination {} cannot be asked with SQL"
@@ -37,6 +39,8 @@ NOT_STAGED = "it was not merged through a staging dataset"
 EMPTIED = "the staging dataset is emptied after the load (load.truncate_staging_dataset)"
 NO_STAGING = "its table in the staging dataset is gone"
 AMBIGUOUS = "{:,} of its keys came both marked as deleted and not, and which row is the last one is not known"
+BROUGHT_LOAD_ID = "its rows brought other load ids along (normalize.parquet_normalizer.add_dlt_load_id replaces them)"
+BROUGHT_ROW_ID = "rows of {} brought row ids along that earlier loads have as well"
 NULL_KEYS = "{:,} of its rows have no key"
 
 ALL_TABLES = "all tables"
@@ -148,6 +152,7 @@ class _Questions:
     """Asks about one load package, on a connection that is open."""
 
     def __init__(self, package: LoadPackageInfo, client: SqlJobClientBase, *, is_emptied: bool) -> None:
+        self._package = package
         self._load_id = package.load_id
         self._schema = package.schema
         self._client = client
@@ -155,9 +160,8 @@ class _Questions:
         self._is_emptied = is_emptied
         naming = package.schema.naming
         self._tables = cast("TSchemaTables", {name: client.prepare_load_table(name) for name in package.schema.tables})
-        self._queries = CountQueries(
-            self._tables, self._sql, package.load_id, naming.normalize_identifier(C_DLT_LOAD_ID)
-        )
+        self._load_id_column = naming.normalize_identifier(C_DLT_LOAD_ID)
+        self._queries = CountQueries(self._tables, self._sql, package.load_id, self._load_id_column)
 
     def answers(self, expected: Expected, again: set[str]) -> Iterator[Verification]:
         """Yield what is found, table by table.
@@ -192,11 +196,31 @@ class _Questions:
         strategy = resolve_merge_strategy({root: prepared}, prepared, self._client.capabilities)
         # Where the destination knows no merge, dlt appends.
         if disposition != "merge" or strategy is None or self._appends(root, strategy):
-            return lambda: self._held(table, "rows of the load", rows, self._queries.of_load(table))
+            return lambda: self._appended(table, rows)
         return lambda: self._merged(table, rows, strategy)
 
     def _appends(self, root: str, strategy: str) -> bool:
         return strategy == "delete-insert" and self._queries.is_append(root)
+
+    def _appended(self, table: str, rows: int) -> Verification:
+        held = self._held(table, "rows of the load", rows, self._queries.of_load(table))
+        # Only then, for it takes longer: ids that the data has brought along tell nothing of this load.
+        if held.differences:
+            root = str(get_root_table(self._tables, table).get("name"))
+            if any(self._brings_load_id(job) for job in self._jobs_of(root)):
+                return self._not_verified(table, BROUGHT_LOAD_ID)
+            if root != table and self._number(self._queries.known_before(root)):
+                return self._not_verified(table, BROUGHT_ROW_ID.format(root))
+        return held
+
+    def _jobs_of(self, table: str) -> Iterator[JobFile]:
+        for job in (job for of_state in self._package.jobs.values() for job in of_state):
+            if job.job_file_info.table_name == table and job.job_file_info.file_format not in FOLLOW_UPS:
+                yield JobFile(Path(job.file_path))
+
+    def _brings_load_id(self, file: JobFile) -> bool:
+        column = self._load_id_column
+        return column in file.columns and file.first_value(column) not in (None, self._load_id)
 
     def _ask_about_the_load(self) -> Verification:
         table = self._schema.loads_table_name
