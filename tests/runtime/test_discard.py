@@ -242,6 +242,22 @@ def test_what_is_brought_back_is_loaded_as_its_resource_said(pipeline: Make) -> 
     assert ids(shop, "items") == [1, 2]
 
 
+@pytest.mark.parametrize("content", ["{", "{}", '{"packages": [{"load_id": "1.1"}]}', "[]"])
+def test_what_was_put_aside_and_cannot_be_read_stands_in_nobodys_way(
+    pipeline: Make, caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    shop = pipeline()
+    manifest = Path(f"{shop.working_dir}.discarded") / "2026-01-01T00-00-00Z" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(content, encoding="utf-8")
+
+    runner(shop).run(orders(2))
+
+    assert count(shop, "orders") == 2
+    assert str(manifest) in caplog.text
+    assert manifest.read_text(encoding="utf-8") == content
+
+
 def test_nothing_is_brought_back_among_other_pending_data(stuck: Pipeline) -> None:
     discarded = put_aside(stuck)
     assert discarded is not None

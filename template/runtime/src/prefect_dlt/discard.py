@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -19,6 +20,8 @@ from dlt.pipeline.pipeline import Pipeline
 
 from prefect_dlt.errors import ConfigurationError, UnknownStateError
 from prefect_dlt.pending import PendingPackage, PendingTable, pending_packages
+
+logger = logging.getLogger("prefect_dlt")
 
 MANIFEST = "manifest.json"
 WHOLE_FOLDERS = ("load/normalized", "normalize/extracted")
@@ -119,7 +122,14 @@ def finish_discard(pipeline: Pipeline) -> list[Discarded]:
 
 def discarded_before(working_dir: Path) -> list[Discarded]:
     """Return what was put aside of a working directory and not brought back, the oldest first."""
-    return [_read_manifest(path) for path in sorted(discarded_folder(working_dir).glob(f"*/{MANIFEST}"))]
+    found: list[Discarded] = []
+    for path in sorted(discarded_folder(working_dir).glob(f"*/{MANIFEST}")):
+        try:
+            found.append(_read_manifest(path))
+        except (OSError, ValueError, LookupError, TypeError) as problem:
+            # Changed by hand, or by a later version: what lies aside is not to stand in the way of new data again.
+            logger.warning("%s cannot be read, and what was put aside there is left as it is: %r", path, problem)
+    return found
 
 
 def discarded_folder(working_dir: Path) -> Path:
