@@ -53,7 +53,9 @@ def test_pending_data_is_shown_put_aside_and_brought_back(
     assert capsys.readouterr().out == "Nothing is pending of shop.\n"
 
     assert main(typed.split()) == 0
-    assert f"load packages {load_id}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"load packages {load_id}" in said
+    assert "extracted again meanwhile will be there twice" in said
     again = pipeline()
     runner(again).run(orders(4))
     assert ids(again) == [1, 2, 3, 4]

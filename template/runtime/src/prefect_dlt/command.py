@@ -124,4 +124,9 @@ def _restore(options: argparse.Namespace) -> int:
         restored = restore(pipeline, options.folder)
         ids = ", ".join(package.load_id for package in restored.packages if package.is_whole) or "none"
         print(f"Brought back: load packages {ids}. The next run of {pipeline.pipeline_name} loads them first.")
+        if restored.state_from:
+            print(
+                "Rows that a run has extracted again meanwhile will be there twice where a table is appended to; "
+                "`prefect-dlt discard` puts these packages aside again."
+            )
         return 0

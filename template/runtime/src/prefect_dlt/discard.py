@@ -126,7 +126,7 @@ def discarded_before(working_dir: Path) -> list[Discarded]:
     for path in sorted(discarded_folder(working_dir).glob(f"*/{MANIFEST}")):
         try:
             found.append(_read_manifest(path))
-        except (OSError, ValueError, LookupError, TypeError) as problem:
+        except (OSError, ValueError, LookupError, TypeError) as problem:  # noqa: PERF203 - one hides no others
             # Changed by hand, or by a later version: what lies aside is not to stand in the way of new data again.
             logger.warning("%s cannot be read, and what was put aside there is left as it is: %r", path, problem)
     return found
