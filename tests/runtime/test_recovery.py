@@ -213,6 +213,21 @@ def test_rows_of_earlier_loads_with_the_same_ids_are_not_taken_for_those_of_this
     assert ids(again, "orders__items", "sku") == ["a", "a", "b", "b"]
 
 
+def test_rows_of_earlier_loads_with_the_same_ids_are_not_taken_back(pipeline: Callable[..., Pipeline]) -> None:
+    rows = [{"id": 1, "_dlt_id": "brought along", "items": [{"sku": "a"}, {"sku": "b"}]}]
+    runner(pipeline()).run(rows, table_name="orders", write_disposition="merge")
+
+    def run(patch: pytest.MonkeyPatch) -> None:
+        dies(patch, PackageStorage, "start_job", when=ends_with(".sql"))
+        runner(pipeline()).run(rows, table_name="orders", write_disposition="merge")
+
+    killed(run)
+
+    runner(again := pipeline()).finalize()
+    assert ids(again) == [1, 1]
+    assert ids(again, "orders__items", "sku") == ["a", "a", "b", "b"]
+
+
 def test_arrow_tables_with_load_ids_of_another_place_are_named(pipeline: Callable[..., Pipeline]) -> None:
     pa = pytest.importorskip("pyarrow")
     copied = pa.table({"id": [1, 2], "_dlt_load_id": ["1700000000.1", "1700000000.1"]})

@@ -78,15 +78,23 @@ class LoadedRows:
         where, values = self._among(column, ids, also)
         return {str(row[0]) for row in self._query(f"SELECT {self._column(column)} FROM {{table}}{where}", *values)}
 
-    def are_of_others(self, column: str, ids: Sequence[str], load: str, load_id: str) -> bool:
+    def are_of_others(self, column: str, ids: Sequence[str] | LoadedRows, load: str, load_id: str) -> bool:
         """Tell whether a row with one of some ids, or the row that it is nested in, was there before a load.
 
         Args:
             column: The column of the ids.
-            ids: The ids, at most `BATCH`.
+            ids: The ids, at most `BATCH`, or the table that holds them.
             load: The column of root tables that says which load a row is of.
             load_id: The load.
         """
+        condition = self._of_others(load)
+        if condition is None:
+            return False
+        where, values = self._in(ids, column) if isinstance(ids, LoadedRows) else self._among(column, ids)
+        return bool(self._query(f"SELECT 1 FROM {{table}}{where} AND {condition} LIMIT 1", *values, load_id))
+
+    def _of_others(self, load: str) -> str | None:
+        """Return the condition that a row is of another load than the one given; None where nothing tells."""
         tables: Any = self._client.schema.tables
         name, parents = self.name, list[tuple[str | None, str | None, str]]()
         while is_nested_table(tables[name]):
@@ -94,16 +102,13 @@ class LoadedRows:
             parent_key = get_first_column_name_with_prop(tables[name], "parent_key")
             parents.append((parent_key, get_first_column_name_with_prop(tables[parent], "row_key"), parent))
             name = parent
-        if load not in tables[name]["columns"]:
-            return False
-        condition = f"{self._column(load)} <> %s"
+        condition = f"{self._column(load)} <> %s" if load in tables[name]["columns"] else None
         for parent_key, row_key, parent in reversed(parents):
-            if parent_key is None or row_key is None:
-                return False
+            if condition is None or parent_key is None or row_key is None:
+                return None
             table = self._sql.make_qualified_table_name(parent)
             condition = f"{self._column(parent_key)} IN (SELECT {self._column(row_key)} FROM {table} WHERE {condition})"
-        where, values = self._among(column, ids, None)
-        return bool(self._query(f"SELECT 1 FROM {{table}}{where} AND {condition} LIMIT 1", *values, load_id))
+        return condition
 
     def delete_ids(self, column: str, ids: Iterable[str], also: tuple[str, str] | None = None) -> None:
         """Delete the rows with these ids, and with the value `also` names as well."""
@@ -121,19 +126,22 @@ class LoadedRows:
         with self._dataset():
             self._sql.truncate_tables(self.name)
 
-    def delete_those_of(self, other: LoadedRows, column: str) -> None:
-        """Delete the rows whose value in a column is one of another table's."""
+    def delete_those_of(self, other: LoadedRows, column: str, without: str | None = None) -> None:
+        """Delete the rows whose value in a column is one of another table's, and that have none in a second column."""
+        alone = f" AND {self._column(without)} IS NULL" if without else ""
+        where, values = self._in(other, column)
+        self._query(f"DELETE FROM {{table}}{where}{alone}", *values)
+
+    def _in(self, other: LoadedRows, column: str) -> tuple[str, list[str]]:
         column = self._column(column)
         with other._dataset():
             others = self._sql.make_qualified_table_name(other.name)
-        self._query(
-            f"DELETE FROM {{table}} WHERE {column} IN (SELECT {column} FROM {others} WHERE {column} IS NOT NULL)"
-        )
+        return f" WHERE {column} IN (SELECT {column} FROM {others} WHERE {column} IS NOT NULL)", []
 
     def _where(self, column: str | None, value: str | None) -> tuple[str, list[str | None]]:
         return (f" WHERE {self._column(column)} = %s", [value]) if column else ("", [])
 
-    def _among(self, column: str, ids: Sequence[str], also: tuple[str, str] | None) -> tuple[str, list[str]]:
+    def _among(self, column: str, ids: Sequence[str], also: tuple[str, str] | None = None) -> tuple[str, list[str]]:
         where = f" WHERE {self._column(column)} IN ({', '.join(['%s'] * len(ids))})"
         if also is None:
             return where, [*ids]

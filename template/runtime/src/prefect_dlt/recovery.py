@@ -279,9 +279,13 @@ class _Table:
                 # Neither an id nor the load is in these rows; they cannot be told from others.
                 self._found.unsure.add(name)
                 continue
+            if key and not load and rows.are_of_others(key, staged, self._load, self._jobs.load_id):
+                # Ids that the data brought along once more: rows of earlier loads would go as well.
+                self._found.unsure.add(name)
+                continue
             before = rows.count()
             if key:
-                rows.delete_those_of(staged, key)
+                rows.delete_those_of(staged, key, without=load)
             if load:
                 rows.delete(load, self._jobs.load_id)
             deleted += before - rows.count()
