@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import dlt
 import pytest
+from dlt.extract import DltResource
+from dlt.pipeline.exceptions import PipelineStepFailed
 from dlt.pipeline.pipeline import Pipeline
 
 from prefect_dlt import runner
@@ -24,6 +27,15 @@ def stuck(pipeline: Callable[..., Pipeline]) -> Pipeline:
     shop = pipeline()
     shop.extract(orders(3))
     return shop
+
+
+def broken() -> DltResource:
+    @dlt.resource(name="orders")
+    def no_orders() -> Iterator[dict[str, int]]:
+        raise ConnectionError("The shop does not answer")
+        yield {}
+
+    return no_orders
 
 
 def words(verb: str, pipeline: Pipeline, *more: str) -> list[str]:
@@ -59,6 +71,28 @@ def test_pending_data_is_shown_put_aside_and_brought_back(
     again = pipeline()
     runner(again).run(orders(4))
     assert ids(again) == [1, 2, 3, 4]
+
+
+def test_what_a_failed_extract_has_left_is_not_shown_as_pending(
+    pipeline: Callable[..., Pipeline], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop = pipeline()
+    for _ in range(2):
+        with pytest.raises(PipelineStepFailed):
+            shop.extract(broken())
+
+    assert main(words("pending", shop, "shop")) == 0
+    assert capsys.readouterr().out == (
+        "Nothing is pending of shop.\nleft by 2 interrupted steps: no rows, and nothing that is ever loaded\n"
+    )
+
+    shop.extract(orders(3))
+    (load_id,) = shop.list_extracted_load_packages()
+    assert main(words("discard", shop, "shop", "--yes")) == 0
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first.endswith("Z: 1 load package")
+    assert others[0].startswith(f"load package {load_id}: extracted; ")
+    assert others[1].startswith("left by 2 interrupted steps")
 
 
 def test_it_can_be_typed_and_asks_before_anything_is_changed(stuck: Pipeline) -> None:
@@ -128,7 +162,9 @@ def test_a_folder_that_is_none_is_answered_with_those_there_are(
 
 def test_without_a_folder_dlts_own_is_looked_at(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pending", "shop"]) == 1
-    assert "there is no pipeline at all" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "there is no pipeline at all" in said
+    assert "--pipelines-dir" in said
 
 
 def test_a_pipeline_whose_destination_is_not_set_up_here_is_served(

@@ -104,6 +104,14 @@ def test_environment_variables_change_it_without_code(monkeypatch: pytest.Monkey
     assert settings.verify == "raise"
 
 
+def test_a_number_that_cannot_work_is_named_as_it_was_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNNER__RETRY_POLICY", "exponential_backoff")
+    monkeypatch.setenv("RUNNER__RETRY_ATTEMPTS", "0")
+
+    with pytest.raises(ConfigurationError, match=r"^retry_attempts cannot be 0: "):
+        runner_settings("shop")
+
+
 def test_what_code_says_counts_before_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNNER__RETRY_POLICY", "fixed_attempts")
     monkeypatch.setenv("RUNNER__VERIFY", "true")

@@ -103,6 +103,20 @@ def test_new_data_is_loaded_past_what_fails_for_good_and_no_row_is_lost(
     assert len(discarded_before(Path(shop.working_dir))) == 1
 
 
+def test_a_run_that_fails_at_what_an_earlier_one_left_says_how_to_put_it_aside(pipeline: Make) -> None:
+    shop = pipeline()
+    run = runner(shop)
+    nexts: list[str] = []
+    for _ in range(2):
+        with failing(shop, "complete_load"):
+            run.run(orders(3))
+        assert run.record is not None
+        nexts.append(run.record.failed_attempts[-1].next)
+
+    assert nexts[0].endswith("The next run loads first what is pending.")
+    assert nexts[1].endswith(f"put it aside: prefect-dlt discard --pipelines-dir {shop.pipelines_dir} shop")
+
+
 def test_what_reached_the_destination_stays_there_and_is_named(pipeline: Make) -> None:
     shop = pipeline()
     with failing(shop, "complete_load"):

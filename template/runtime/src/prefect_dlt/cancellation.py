@@ -46,6 +46,9 @@ _told_prefect = threading.Event()
 class FlowInterruptedError(TerminationSignal, KeyboardInterrupt):
     """Ctrl-C in a flow run that ends as Cancelled: for Prefect a request to terminate, for all others what it is."""
 
+    def __str__(self) -> str:
+        return "the flow run was interrupted by Ctrl-C, and ends as Cancelled"
+
 
 @contextlib.contextmanager
 def drain_on_cancellation() -> Generator[None]:

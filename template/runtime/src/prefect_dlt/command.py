@@ -18,7 +18,7 @@ from dlt.pipeline.pipeline import Pipeline
 from prefect_dlt.discard import discarded_before, finish_discard, put_aside, restore
 from prefect_dlt.errors import ConfigurationError, PrefectDltError
 from prefect_dlt.lock import one_run_at_a_time
-from prefect_dlt.pending import pending_packages
+from prefect_dlt.pending import package_lines, pending_packages
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,7 +69,8 @@ def _working_dir(options: argparse.Namespace) -> Path:
     if Path(name).name != name or not (folder / name / Pipeline.STATE_FILE).is_file():
         known = sorted(path.parent.name for path in folder.glob(f"*/{Pipeline.STATE_FILE}"))
         choice = f"choose one of {', '.join(known)}" if known else "there is no pipeline at all"
-        raise ConfigurationError("pipeline", name, f"{folder} has no such pipeline; {choice}")
+        elsewhere = "" if options.pipelines_dir else ", or say with --pipelines-dir where it has its working directory"
+        raise ConfigurationError("pipeline", name, f"{folder} has no such pipeline; {choice}{elsewhere}")
     return folder / name
 
 
@@ -88,7 +89,11 @@ def _attached(options: argparse.Namespace) -> Generator[Pipeline]:
 def _show(options: argparse.Namespace) -> int:
     # Read from the files, without dlt, which would write to them: this may be asked while a run goes on.
     working_dir = _working_dir(options)
-    print("\n".join(map(str, pending_packages(working_dir))) or f"Nothing is pending of {working_dir.name}.")
+    packages = pending_packages(working_dir)
+    if not any(package.is_whole for package in packages):
+        print(f"Nothing is pending of {working_dir.name}.")
+    for line in package_lines(packages):
+        print(line)
     for each in discarded_before(working_dir):
         print("\n".join(["", *each.lines()]))
     return 0
@@ -103,7 +108,7 @@ def _discard(options: argparse.Namespace) -> int:
             print(f"Nothing is pending of {pipeline.pipeline_name}.")
             return 0
         if not options.yes:
-            print("\n".join(map(str, packages)))
+            print("\n".join(package_lines(packages)))
             if not _agrees():
                 print("Nothing was changed.", file=sys.stderr)
                 return 1

@@ -127,14 +127,14 @@ def _configured(pipeline_name: str) -> RunnerConfiguration:
 
 def _policy(policy: Any, configured: RunnerConfiguration) -> Retrying:
     if isinstance(policy, str):
-        return policy_named(
-            policy,
-            attempts=configured.retry_attempts,
-            wait=configured.retry_wait,
-            multiplier=configured.retry_multiplier,
-            min=configured.retry_min,
-            max=configured.retry_max,
-        )
+        numbers = {name: configured[f"retry_{name}"] for name in ("attempts", "wait", "multiplier", "min", "max")}
+        try:
+            return policy_named(policy, **numbers)
+        except ConfigurationError as error:
+            if error.argument not in numbers:
+                raise
+            # By the name it was configured with, not by that of the policy's argument.
+            raise ConfigurationError(f"retry_{error.argument}", error.value, error.expected) from None
     if not isinstance(policy, Retrying) or isinstance(policy, AsyncRetrying):
         raise ConfigurationError("retry_policy", policy, "give a tenacity.Retrying, or the name of a policy")
     return policy

@@ -19,7 +19,7 @@ from dlt.common.storages.load_package import PackageStorage
 from dlt.pipeline.pipeline import Pipeline
 
 from prefect_dlt.errors import ConfigurationError, UnknownStateError
-from prefect_dlt.pending import PendingPackage, PendingTable, pending_packages
+from prefect_dlt.pending import PendingPackage, PendingTable, package_lines, pending_packages
 
 logger = logging.getLogger("prefect_dlt")
 
@@ -49,9 +49,10 @@ class Discarded:
 
     def lines(self) -> list[str]:
         """Say what was put aside, what of it stays in the destination, and how it can be brought back."""
-        count = len(self.packages)
+        count = sum(package.is_whole for package in self.packages)
         packages = "1 load package" if count == 1 else f"{count:,} load packages"
-        lines = [f"Put aside in {self.folder}: {packages}", *map(str, self.packages)]
+        what = packages if count else "what interrupted steps had left"
+        lines = [f"Put aside in {self.folder}: {what}", *package_lines(self.packages)]
         reached = {
             package.load_id: ", ".join(table.name for table in package.tables if table.loaded or table.uncertain)
             for package in self.packages

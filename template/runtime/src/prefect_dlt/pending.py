@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,7 +78,8 @@ class PendingPackage:
 
     def __str__(self) -> str:
         tables = ", ".join(map(str, self.tables)) or "no rows"
-        return f"load package {self.load_id}: {self.state}; {tables}"
+        state = self.state if self.is_whole else f"{self.state}, and never loaded: its step begins anew"
+        return f"load package {self.load_id}: {state}; {tables}"
 
 
 def pending_packages(working_dir: Path) -> list[PendingPackage]:
@@ -107,6 +108,16 @@ def pending_packages(working_dir: Path) -> list[PendingPackage]:
         if folder.name != "extracted" and any(path.is_file() for path in folder.rglob("*")):
             found.append(_package(working_dir, folder, "half extracted", list(_folders(folder)), count))
     return found
+
+
+def package_lines(packages: Sequence[PendingPackage]) -> list[str]:
+    """Say what `pending_packages` has found, a line each; in one line what interrupted steps have left without rows."""
+    empty = [package for package in packages if not package.is_whole and not package.tables]
+    lines = [str(package) for package in packages if package not in empty]
+    if empty:
+        steps = "an interrupted step" if len(empty) == 1 else f"{len(empty):,} interrupted steps"
+        lines.append(f"left by {steps}: no rows, and nothing that is ever loaded")
+    return lines
 
 
 def pending_lines(pipeline: SupportsPipeline) -> list[str]:

@@ -19,7 +19,7 @@ from tenacity.nap import sleep as default_sleep
 from prefect_dlt.callbacks import CallbackCollector
 from prefect_dlt.clean import drop, put_traces_back, try_to_restore
 from prefect_dlt.configuration import RunnerSettings, Verify, runner_settings
-from prefect_dlt.discard import Discarded, finish_discard, put_aside
+from prefect_dlt.discard import Discarded, command, finish_discard, put_aside
 from prefect_dlt.errors import ConfigurationError, FailedJobsError, PendingDataError, PrefectDltError, VerificationError
 from prefect_dlt.known_secrets import known_secrets, learn_secrets
 from prefect_dlt.leftovers import mend_folders, tidy_up
@@ -213,7 +213,7 @@ class PipelineRunner:
             if (error := self._difference()) is not None and self.settings.verify == "raise":
                 raise error
         except PrefectDltError as error:
-            self._note_failure(error, 0, self._why_it_ends(error), is_last=True)
+            self._note_failure(error, 0, self._why_it_ends(error), last_of="run")
             raise
 
     def _verify(self, verifier: Verifier | None) -> None:
@@ -292,7 +292,7 @@ class PipelineRunner:
             return policy(once)
         except BaseException as error:
             make_portable(error)
-            self._note_failure(error, failed_before, self._why_it_ends(error), is_last=True)
+            self._note_failure(error, failed_before, self._why_it_ends(error), phase)
             if not isinstance(error, Exception):
                 raise
             # dlt wraps Ctrl-C and signals in an ordinary error, which callers would take for a failure like any other.
@@ -328,7 +328,9 @@ class PipelineRunner:
         if self._policy.before_sleep is not None:
             self._policy.before_sleep(state)
 
-    def _note_failure(self, error: BaseException, failed_before: int, following: str, *, is_last: bool = False) -> None:
+    def _note_failure(
+        self, error: BaseException, failed_before: int, following: str, last_of: Phase | None = None
+    ) -> None:
         """Record and report an attempt that failed; `failed_before` were made for data of an earlier run."""
         if self.record is None:
             return
@@ -340,8 +342,11 @@ class PipelineRunner:
         self.record.secrets |= learn_secrets(self.pipeline)
         limit = most_attempts(self._policy)
         most = limit + failed_before if limit is not None else None
-        if is_last:
+        if last_of is not None:
             following += " The next run loads first what is pending." if pending else " Nothing is pending."
+        if last_of == "pending" and pending and not any(map(is_stop_request, chain(error, explicit=True))):
+            discard = command("discard", self.pipeline.pipeline_name, Path(self.pipeline.working_dir))
+            following += f" Should it never load, put it aside: {discard}"
         attempt = self.record.note_failure(error, most, pending, following)
         collector = self.pipeline.collector
         if isinstance(collector, CallbackCollector):
