@@ -106,8 +106,8 @@ def test_an_update_keeps_what_is_the_users(generate: Generate) -> None:
     deployment = "  - name: shop\n    entrypoint: flows.shop.shop\n    work_pool:\n      name: pool-shop-loads\n"
     with (project / "prefect.yaml").open("a", encoding="utf-8") as file:
         file.write(deployment)
-    retries = ("exponential_backoff(attempts=3)", "exponential_backoff(attempts=5, max=600)")
-    edit(project / "flows" / "load.py", *retries)
+    retries = ("retry_attempts = 3", "retry_attempts = 5\nretry_max = 600")
+    edit(project / ".dlt" / "config.toml", *retries)
     commit(project, "Make it ours")
     before = files_in(project)
 
@@ -120,7 +120,7 @@ def test_an_update_keeps_what_is_the_users(generate: Generate) -> None:
     # Both versions of a file that both have changed, in one.
     wanted["pyproject.toml"] = wanted["pyproject.toml"].replace(DEPENDENCY[0].encode(), DEPENDENCY[1].encode())
     wanted["prefect.yaml"] += deployment.encode()
-    wanted["flows/load.py"] = wanted["flows/load.py"].replace(retries[0].encode(), retries[1].encode())
+    wanted[".dlt/config.toml"] = wanted[".dlt/config.toml"].replace(retries[0].encode(), retries[1].encode())
     # Deleted, and not brought back.
     del wanted["tests/test_flights.py"]
     assert without(after, users) == without(wanted, users)

@@ -184,7 +184,9 @@ class CountQueries:
         grouped = self._grouped(table, keys, staged, where, is_sorted=strategy == "delete-insert")
         is_marked = self._is_marked(table) and strategy != "scd2"
         kept = f"SELECT {listed} FROM ({grouped}) g" + (" WHERE g.most = 0" if is_marked else "")
-        is_exact = strategy in REPLACING and scope is None
+        is_exact = strategy == "delete-insert" and scope is None
+        # These update every row with a key that was staged: also where earlier loads had left it twice.
+        updates = strategy in ("upsert", "cdc")
         exists = f"EXISTS (SELECT 1 FROM {held} d WHERE {same}{active})"
         deletes = is_marked and strategy in ("delete-insert", "cdc")
         gone = f"SELECT {listed} FROM ({grouped}) g WHERE g.least = 1"
@@ -196,7 +198,7 @@ class CountQueries:
             if is_exact
             else Query(f"SELECT count(*) FROM ({kept}) k WHERE {exists}"),
             deleted=Query(f"SELECT count(*) FROM ({gone}) k WHERE {exists}") if deletes else None,
-            doubled=None if is_exact else self._doubled(table, keys, held),
+            doubled=None if is_exact or updates else self._doubled(table, keys, held),
             ambiguous=Query(f"SELECT count(*) FROM ({grouped}) g WHERE g.least <> g.most") if is_marked else None,
             without_key=without_key,
             is_deduplicated=strategy == "delete-insert",

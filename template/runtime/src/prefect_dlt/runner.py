@@ -213,7 +213,7 @@ class PipelineRunner:
             if (error := self._difference()) is not None and self.settings.verify == "raise":
                 raise error
         except PrefectDltError as error:
-            self._note_failure(error, 0, self._why_it_ends(error), last_of="run")
+            self._note_failure(error, 0, "No further attempt: all that could be loaded is loaded.", last_of="run")
             raise
 
     def _verify(self, verifier: Verifier | None) -> None:
@@ -347,6 +347,10 @@ class PipelineRunner:
         if last_of == "pending" and pending and not any(map(is_stop_request, chain(error, explicit=True))):
             discard = command("discard", self.pipeline.pipeline_name, Path(self.pipeline.working_dir))
             following += f" Should it never load, put it aside: {discard}"
+        if last_of is not None and not any(map(is_stop_request, chain(error, explicit=True))):
+            # In one line, since the traceback that follows is long, and there more than once.
+            reason = reason_line(error, redaction(known_secrets()))
+            self._say(logging.ERROR, f"Pipeline {self.pipeline.pipeline_name!r} failed: {reason}. {following}")
         attempt = self.record.note_failure(error, most, pending, following)
         collector = self.pipeline.collector
         if isinstance(collector, CallbackCollector):

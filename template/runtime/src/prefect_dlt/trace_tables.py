@@ -15,7 +15,7 @@ from dlt.pipeline.trace import PipelineStepTrace
 
 from prefect_dlt.markdown import shortened
 from prefect_dlt.progress import STAGES
-from prefect_dlt.reasons import reason, reason_in_trace
+from prefect_dlt.reasons import reason, reason_in_trace, without_tracebacks
 from prefect_dlt.record import Job, Written, extracted, jobs, normalized, seconds_of
 from prefect_dlt.retry import chain, is_stop_request
 
@@ -324,5 +324,5 @@ def _job(load_id: str, job: Job, safe: Callable[[str], str]) -> Record:
         "state": job.state,
         "seconds": job.seconds or None,
         "file_bytes": job.bytes,
-        "message": _message(safe(job.message)),
+        "message": _message(safe(without_tracebacks(job.message))),
     }
