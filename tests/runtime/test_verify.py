@@ -104,7 +104,9 @@ def test_each_disposition_is_right_and_each_difference_is_seen(shop: Pipeline, h
     assert (expected, left) == (4, 2)
 
 
-def test_a_key_that_was_there_twice_before_an_upsert_is_no_difference(shop: Pipeline) -> None:
+def test_a_key_that_was_there_twice_before_an_upsert_is_no_difference(pipeline: Callable[..., Pipeline]) -> None:
+    """On DuckDB; PostgreSQL would give both rows one id, and refuses."""
+    shop = pipeline()
     shop.run([{"id": 1}, {"id": 1}], table_name="visits")
     upserted = Verifier(shop)
     upsert = {"disposition": "merge", "strategy": "upsert"}
@@ -112,7 +114,7 @@ def test_a_key_that_was_there_twice_before_an_upsert_is_no_difference(shop: Pipe
 
     verification = upserted.verify()
 
-    assert (verification.tables, verification.differences) == (("visits",), ())
+    assert (verification.tables, verification.differences) == (["visits"], ())
 
 
 @pytest.mark.parametrize("strategy", ["truncate-and-insert", "insert-from-staging", "staging-optimized"])
