@@ -76,6 +76,14 @@ class Stops(CallbackCollector):
         super().update(name, *args, **kwargs)
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_heard() -> Iterator[None]:
+    """A shell that runs the tests in its background has them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def wait_until(holds: Callable[[], bool]) -> None:
     """Wait for a condition, but not for ever."""
     ends_at = time.monotonic() + LONG
