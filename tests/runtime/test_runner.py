@@ -11,6 +11,7 @@ from typing import Any
 
 import dlt
 import pytest
+from dlt.common.storages import LoadStorage
 from dlt.pipeline.exceptions import PipelineStepFailed
 from dlt.pipeline.pipeline import Pipeline
 from prefect.exceptions import TerminationSignal
@@ -498,3 +499,23 @@ def test_a_load_that_ends_with_failed_jobs_names_table_file_and_message(
     assert count(shop_pipeline, "items") == (2 if pending else 1)
     assert run.record is not None
     assert [attempt.error for attempt in run.record.failed_attempts] == [failure.value]
+
+
+def test_rows_that_were_normalised_again_are_counted_once(
+    pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = LoadStorage.commit_new_load_package
+    fails = iter([OSError("disk full")])
+
+    def commit_but_once(storage: LoadStorage, load_id: str) -> None:
+        for error in fails:
+            raise error
+        commit(storage, load_id)
+
+    monkeypatch.setattr(LoadStorage, "commit_new_load_package", commit_but_once)
+    run = runner(pipeline(), retry_policy=THREE, retry_pipeline_steps=ALL_STEPS)
+
+    run.run([{"id": 1}, {"id": 2}], table_name="orders")
+
+    assert run.record is not None
+    assert [(table.name, table.rows) for table in run.record.tables()] == [("orders", 2)]

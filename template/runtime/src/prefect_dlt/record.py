@@ -351,7 +351,7 @@ class RunRecord:
     @property
     def package_ids(self) -> list[str]:
         """Load packages that were extracted, normalised or loaded."""
-        infos = (step.step_info for step in self._steps.values() if step.step in STAGES)
+        infos = (step.step_info for step in self.steps())
         return list(dict.fromkeys(load_id for info in infos if info for load_id in info.loads_ids))
 
     @property
@@ -383,7 +383,8 @@ class RunRecord:
         seconds: dict[str, float] = {}
         # A repeated extract or normalize tells of its package again, and knows better; each load tells what it did.
         latest: dict[tuple[str, ...], tuple[bool, Sequence[Mapping[str, Any]]]] = {}
-        for step in self._steps.values():
+        # Not the step "run", which tells once more what the last of them has told.
+        for step in self.steps():
             info = step.step_info
             if isinstance(info, ExtractInfo | NormalizeInfo | LoadInfo):
                 for load_id, metrics in info.metrics.items():
