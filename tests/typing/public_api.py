@@ -32,8 +32,8 @@ from prefect_dlt.errors import (
     PrefectDltError,
     UnknownResourcesError,
 )
-from prefect_dlt.flows import ComponentResult, FlowResult
 from prefect_dlt.record import RunRecord, TableRow
+from prefect_dlt.results import ComponentResult, FlowResult
 from prefect_dlt.retry import exponential_backoff, fixed_attempts, worth_retrying
 from prefect_dlt.runner import PipelineRunner
 from prefect_dlt.schema_changes import SchemaChanges
