@@ -15,6 +15,7 @@ from dlt.pipeline.exceptions import PipelineStepFailed
 from dlt.pipeline.pipeline import Pipeline
 
 from prefect_dlt import CallbackCollector, runner
+from prefect_dlt.errors import VerificationError
 from prefect_dlt.markdown import LONGEST_BLOCK, LONGEST_TABLE
 from prefect_dlt.record import Recovered, RunRecord, Table, TableRow, Usage
 from prefect_dlt.report import (
@@ -100,6 +101,62 @@ def test_a_run_that_failed_shows_where_and_why(pipeline: Callable[..., Pipeline]
     assert [row[:3] for row in cells(page, "Stages")[1:]] == [["extract", "failed", "1"]]
     assert "## Tables" not in page
     assert "Traceback (most recent call last)" in page
+
+
+def test_a_run_that_was_stopped_has_not_failed(pipeline: Callable[..., Pipeline]) -> None:
+    @dlt.resource
+    def orders() -> Iterator[dict[str, int]]:
+        yield {"id": 1}
+        raise KeyboardInterrupt
+
+    shop_pipeline = pipeline()
+    record = recorded(shop_pipeline, lambda: shop_pipeline.run(orders))
+
+    assert headline(record).startswith("Stopped in extract · ")
+    assert "<h1><code>shop</code>: stopped</h1>" in rendered(summary(record).page)
+
+
+def test_a_run_whose_rows_are_not_all_there_has_loaded_and_differs(pipeline: Callable[..., Pipeline]) -> None:
+    collector = Reports()
+    shop_pipeline = pipeline(progress=collector)
+    run = runner(shop_pipeline, verify=True)
+
+    @dlt.resource(write_disposition="append")
+    def orders() -> Iterator[dict[str, int]]:
+        yield {"id": 1}
+
+    load = shop_pipeline.load
+
+    def loses_its_rows() -> Any:
+        info = load()
+        with shop_pipeline.sql_client() as client:
+            client.execute_sql(f"DELETE FROM {client.make_qualified_table_name('orders')}")
+        return info
+
+    shop_pipeline.load = loses_its_rows  # type: ignore[method-assign]
+    shop_pipeline.extract(orders())
+    with pytest.raises(VerificationError):
+        run.finalize()
+
+    assert headline(collector.record).startswith("Loaded, and differs · ")
+    page = summary(collector.record).page
+    assert "<h1><code>shop</code>: loaded, and differs</h1>" in rendered(page)
+    assert cells(page, "Verified")[1][:4] == ["<code>orders</code>", "rows of the load", "1", "0"]
+    assert "not all of them are loaded" not in page
+
+
+def test_what_was_pending_and_new_data_are_no_second_try(pipeline: Callable[..., Pipeline]) -> None:
+    collector = Reports()
+    shop_pipeline = pipeline(progress=collector)
+    shop_pipeline.extract([{"id": 1}], table_name="orders")
+
+    runner(shop_pipeline).run([{"id": 2}], table_name="orders")
+
+    assert [row[:3] for row in cells(summary(collector.record).page, "Stages")[1:]] == [
+        ["extract", "done", "1"],
+        ["normalize", "done", "1"],
+        ["load", "done", "1"],
+    ]
 
 
 def test_attempts_that_failed_are_listed_with_their_step(pipeline: Callable[..., Pipeline]) -> None:

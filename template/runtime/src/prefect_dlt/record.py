@@ -50,7 +50,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class StageRow:
-    """One stage of a run: its name, how often it was tried, its state, and its time in seconds."""
+    """One stage of a run: its name, how often it was tried on the same data, its state, and its time in seconds."""
 
     name: str
     tries: int
@@ -374,7 +374,9 @@ class RunRecord:
         for stage in STAGES:
             if steps := self.steps(stage):
                 state = "failed" if steps[-1].step_exception else "done"
-                rows.append(StageRow(stage, len(steps), state, sum(seconds_of(step) for step in steps)))
+                # A stage that went well twice had other data each time: first what an earlier run left.
+                tries = sum(bool(step.step_exception) for step in steps) + (state == "done")
+                rows.append(StageRow(stage, tries, state, sum(seconds_of(step) for step in steps)))
         return rows
 
     def tables(self) -> list[TableRow]:

@@ -12,6 +12,7 @@ from dlt.pipeline.exceptions import PipelineStepFailed
 from dlt.pipeline.trace import PipelineStepTrace
 
 from prefect_dlt.diagrams import GRAPH_STYLE, TIMELINE_STYLE, lineage, timeline
+from prefect_dlt.errors import VerificationError
 from prefect_dlt.keys import artifact_key
 from prefect_dlt.markdown import LONGEST_TABLE, cell, fence, plain, shortened, span, table
 from prefect_dlt.outbox import Rank
@@ -19,6 +20,7 @@ from prefect_dlt.progress import SHORTEST_RATE, rate_text
 from prefect_dlt.reasons import reason, reason_in_trace, reason_line, text_of, without_tracebacks
 from prefect_dlt.record import FailedAttempt, Job, RunRecord, TableRow, Written, extracted, jobs, normalized, seconds_of
 from prefect_dlt.redact import redacted_traceback, redaction
+from prefect_dlt.retry import chain, is_stop_request
 from prefect_dlt.schema_changes import ColumnChange, TableChange
 from prefect_dlt.verification import Verification, named
 
@@ -260,7 +262,7 @@ def _figures(record: RunRecord, *why: str) -> str:
     attempts = [f"{record.attempts} attempts"] if record.attempts > 1 else []
     if record.error is not None:
         where = f" in {record.error.step}" if isinstance(record.error, PipelineStepFailed) else ""
-        return " · ".join([f"Failed{where}", *why, *attempts, seconds])
+        return " · ".join([f"{outcome(record).capitalize()}{where}", *why, *attempts, seconds])
     if not record.steps() and record.untraced is not None:
         return " · ".join([outcome(record).capitalize(), UNTRACED, seconds])
     tables = record.tables()
@@ -280,9 +282,17 @@ def text_table(tables: Sequence[TableRow]) -> str:
 
 
 def outcome(record: RunRecord) -> str:
-    """Return how far a run came: "running", "failed", "loaded in part", "loaded", "normalized" or "extracted"."""
+    """Return how far a run came.
+
+    "running", "stopped", "failed", "loaded, and differs", "loaded in part", or after the last stage that was made:
+    "loaded", "normalized" or "extracted".
+    """
     if record.finished_at is None:
         return "running"
+    if isinstance(record.error, VerificationError):
+        return "loaded, and differs"
+    if record.error is not None and any(map(is_stop_request, chain(record.error, explicit=True))):
+        return "stopped"
     if record.error is not None:
         return "failed"
     if record.failed_jobs:
@@ -295,8 +305,11 @@ _OUTCOMES = (("load", "loaded"), ("normalize", "normalized"), ("extract", "extra
 
 
 def _doubt(record: RunRecord) -> str:
+    # What differs has a section of its own.
+    if isinstance(record.error, VerificationError):
+        return ""
     if record.error is not None:
-        return NOT_ALL_LOADED.format("The run failed")
+        return NOT_ALL_LOADED.format(f"The run {'was stopped' if outcome(record) == 'stopped' else 'failed'}")
     return NOT_ALL_LOADED.format(f"{_number(record.failed_jobs, 'job')} failed") if record.failed_jobs else ""
 
 
