@@ -189,6 +189,7 @@ def test_the_rows_tell_what_an_attempt_did(pipeline: MakePipeline, monkeypatch: 
     ]
 
 
+@pytest.mark.slow
 def test_each_attempt_has_its_own_steps_and_number(pipeline: MakePipeline) -> None:
     """dlt adds what normalize() and load() do on their own to the trace before, that of an earlier run as well."""
     left = [OSError("disk full"), OSError("disk full")]
@@ -478,6 +479,29 @@ def test_a_process_that_died_while_it_stored_blocks_nothing(pipeline: MakePipeli
     assert not traces.Traces(pipeline(), store=True).own_pipeline().has_pending_data
 
 
+def test_the_log_of_a_run_is_about_its_data_and_not_about_storing_its_trace(
+    pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNTIME__LOG_LEVEL", "INFO")
+    shop = pipeline()
+    heard = list[str]()
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(record.getMessage())
+
+    of_dlt = logging.getLogger("dlt")
+    monkeypatch.setattr(of_dlt, "handlers", [Ear()])
+    monkeypatch.setattr(of_dlt, "level", logging.INFO)
+    runner(shop, store_trace_info=True).run([{"id": 1}], table_name="orders")
+
+    assert [line for line in heard if "table orders" in line.lower()]
+    assert not [line for line in heard if "trace" in line]
+    of_dlt.info("Heard again")
+    assert heard[-1] == "Heard again"
+
+
+@pytest.mark.slow
 def test_files_that_cannot_be_read_are_set_aside(pipeline: MakePipeline, caplog: pytest.LogCaptureFixture) -> None:
     with locked("ops.duckdb"):
         ops = ops_into(dlt.destinations.duckdb("ops.duckdb"))

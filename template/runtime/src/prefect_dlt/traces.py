@@ -183,6 +183,7 @@ class Traces:
             return
         try:
             with (
+                _only_warnings_of_dlt(),
                 _same_pipeline_active(),
                 _exclusive(Path(self.pipeline.pipelines_dir) / self._own_name),
             ):
@@ -333,6 +334,25 @@ def _configured_for(pipeline_name: str, destination: Any) -> Any:
 
     own.configuration = configuration
     return own
+
+
+@contextmanager
+def _only_warnings_of_dlt() -> Generator[None]:
+    """Keep what dlt says of storing a trace out of the log of the run: it reads as if it were about the run's data."""
+    ident = threading.get_ident()
+    # As dlt names the threads of the pools of a thread.
+    pools = f"dlt-pool-{ident}-"
+
+    def passes(record: logging.LogRecord) -> bool:
+        is_of_trace = record.thread == ident or (record.threadName or "").startswith(pools)
+        return record.levelno >= logging.WARNING or not is_of_trace
+
+    of_dlt = logging.getLogger("dlt")
+    of_dlt.addFilter(passes)
+    try:
+        yield
+    finally:
+        of_dlt.removeFilter(passes)
 
 
 @contextmanager
