@@ -8,6 +8,7 @@ import logging
 import os
 import shlex
 import shutil
+import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -23,6 +24,7 @@ from prefect_dlt.pending import PendingPackage, PendingTable, package_lines, pen
 
 logger = logging.getLogger("prefect_dlt")
 
+PROGRAM = "prefect-dlt"
 MANIFEST = "manifest.json"
 WHOLE_FOLDERS = ("load/normalized", "normalize/extracted")
 """Where dlt keeps whole load packages, relative to the working directory, and we relative to the dated folder."""
@@ -74,8 +76,14 @@ class Discarded:
 def command(verb: str, pipeline_name: str, folder: Path) -> str:
     """Return the command about a pipeline, or about something that was put aside of it, as it is typed."""
     pipelines_dir, name = (folder.parents[1], folder.name) if verb == "restore" else (folder.parent, "")
-    words = ["prefect-dlt", verb, "--pipelines-dir", str(pipelines_dir), pipeline_name, name]
+    words = [_program(), verb, "--pipelines-dir", str(pipelines_dir), pipeline_name, name]
     return shlex.join(word for word in words if word)
+
+
+def _program() -> str:
+    """Return what to type for the command: where its environment is not active, the path of it."""
+    path = Path(sys.executable).with_name(PROGRAM)
+    return PROGRAM if shutil.which(PROGRAM) or not path.exists() else str(path)
 
 
 def put_aside(pipeline: Pipeline, *, for_clean_folder: bool = False) -> Discarded | None:

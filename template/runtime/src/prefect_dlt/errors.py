@@ -90,7 +90,8 @@ class PendingDataError(PrefectDltError, RuntimeError):
             f"Pipeline {self.pipeline_name!r} has data that was extracted but not loaded yet, in {self.working_dir}, "
             f"and a clean folder would lose it:\n{waiting}\n"
             "To load it, run once with run_from_clean_folder=False. To put it aside, where it can come back from, "
-            f"run with discard_pending=True, or `prefect-dlt discard --pipelines-dir {folder} {self.pipeline_name}`."
+            f"run with discard_pending=True, or `prefect-dlt discard --pipelines-dir {folder} {self.pipeline_name}` "
+            "(in a project: `uv run prefect-dlt …`). Both settings may stand in section [runner] of .dlt/config.toml."
         )
 
 
@@ -135,7 +136,8 @@ class PipelineLockedError(PrefectDltError, RuntimeError):
         return (
             f"Pipeline {self.pipeline_name!r} is at work already, and only one run at a time may be in its working "
             f"directory, {self.working_dir}: {self.holder}, {waited}. Nothing was changed. Run again when it has "
-            "ended, let this run wait for it with lock_timeout=<seconds>, or give one of the two another pipeline name."
+            "ended; let this run wait for it, with lock_timeout, in seconds, as an argument of the runner or in "
+            "section [runner] of .dlt/config.toml; or give one of the two another pipeline name."
         )
 
 
@@ -189,7 +191,8 @@ class VerificationError(PrefectDltError, RuntimeError):
             "The load counts as done: no later run loads it again. First look whether something else has written to "
             "these tables meanwhile. A table that is replaced or merged is mended by loading the same data once more; "
             "from one that is appended to, delete the rows of the load first (those with its _dlt_load_id, and what is "
-            "nested in them). With verify='warn' a difference is a warning and no error."
+            'nested in them). With verify = "warn", as an argument of the runner or in section [runner] of '
+            ".dlt/config.toml, a difference is a warning and no error."
         )
         return "\n".join(lines)
 

@@ -178,7 +178,7 @@ class PipelineRunner:
             self._say(logging.INFO, f"Pipeline {self.pipeline.pipeline_name!r} loads first what an earlier run left")
             left = self._attempt(self._load_pending, "pending")
             # Before the new data, which may replace or merge what this was.
-            self._verify(verifier)
+            self._verify(verifier, of=", what an earlier run left")
         attempts = 0
 
         def load() -> LoadInfo | None:
@@ -216,7 +216,7 @@ class PipelineRunner:
             self._note_failure(error, 0, "No further attempt: all that could be loaded is loaded.", last_of="run")
             raise
 
-    def _verify(self, verifier: Verifier | None) -> None:
+    def _verify(self, verifier: Verifier | None, of: str = "") -> None:
         """Compare what was loaded since the last call with what the destination holds, and tell the result."""
         if verifier is None or self.record is None:
             return
@@ -226,7 +226,7 @@ class PipelineRunner:
             return
         error = self._difference()
         level = logging.WARNING if error is not None or found.is_trouble else logging.INFO
-        self._say(level, f"Pipeline {self.pipeline.pipeline_name!r}: {redact(found.line(), known_secrets())}")
+        self._say(level, f"Pipeline {self.pipeline.pipeline_name!r}{of}: {redact(found.line(), known_secrets())}")
         if error is not None and self.settings.verify == "warn":
             self._say(logging.WARNING, str(error))
 
