@@ -376,6 +376,7 @@ class TestArtifacts:
         assert "load · 5 of 5 jobs" in lines
 
 
+@pytest.mark.slow
 def test_outside_of_prefect_it_is_quiet_and_starts_nothing(own_folder: Path) -> None:
     program = textwrap.dedent(
         """

@@ -95,6 +95,7 @@ def test_what_a_failed_extract_has_left_is_not_shown_as_pending(
     assert others[1].startswith("left by 2 interrupted steps")
 
 
+@pytest.mark.slow
 def test_it_can_be_typed_and_asks_before_anything_is_changed(stuck: Pipeline) -> None:
     program = str(Path(sys.executable).parent / "prefect-dlt")
     typed = subprocess.run(

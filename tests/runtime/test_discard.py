@@ -69,6 +69,7 @@ def stuck(pipeline: Make, request: pytest.FixtureRequest) -> Pipeline:
     return shop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stuck", ["first", "later"], indirect=True)
 @pytest.mark.parametrize("in_new_process", [False, True])
 def test_new_data_is_loaded_past_what_fails_for_good_and_no_row_is_lost(
@@ -157,6 +158,7 @@ def test_what_interrupted_steps_left_behind_is_put_aside_too(pipeline: Make) -> 
     assert len(list(discarded.folder.rglob("orders.*"))) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize("moment", ["before all", "before the first", "between", "before the end"])
 def test_being_killed_half_way_loses_and_doubles_nothing(pipeline: Make, moment: str) -> None:

@@ -79,6 +79,7 @@ def test_an_unknown_resource_is_refused_before_anything_runs(
     assert not (own_folder / "warehouse.duckdb").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_a_full_refresh_loads_anew_what_was_loaded_before(pipeline: Callable[..., Pipeline], mode: Any) -> None:
     @dlt.source
@@ -271,6 +272,7 @@ def test_a_task_with_a_retry_policy_can_be_sent_to_another_process(pipeline: Cal
     assert count(pipeline(), "orders") == 2
 
 
+@pytest.mark.slow
 def test_first_runs_of_many_parts_do_not_get_in_each_others_way(own_folder: Path) -> None:
     def resource(name: str) -> Any:
         return dlt.resource([{"id": number} for number in range(10)], name=name)

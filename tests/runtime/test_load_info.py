@@ -94,6 +94,7 @@ def test_a_task_may_return_it_and_another_process_reads_it_and_no_password_is_in
     assert str(loaded) in done.stdout
 
 
+@pytest.mark.slow
 def test_it_comes_back_from_another_process_and_so_does_the_error_of_dlt_with_its_cause(
     own_folder: Path, make_database: Callable[[str], str]
 ) -> None:

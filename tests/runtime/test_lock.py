@@ -93,6 +93,7 @@ def test_another_process_is_named_and_one_that_was_killed_does_not_block(folder:
     assert waited < 60
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_child_that_outlives_its_killed_parent_does_not_hold_its_lock(folder: Path) -> None:
     with holder(folder, "fork") as other:

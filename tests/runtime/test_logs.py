@@ -538,6 +538,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prefect_api")
 @pytest.mark.parametrize(
     ("extra_loggers", "log_format"), [("", "JSON"), ("dlt", '{{"logger": "{name}", "msg": "{message}"}}')]

@@ -112,6 +112,7 @@ def test_a_source_that_is_built_in_the_flow_and_fails_in_a_submitted_task(
     assert [text for text in rows if "the server said no to ***" in text]
 
 
+@pytest.mark.slow
 def test_what_was_resolved_before_another_run_or_is_given_in_code(
     pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -729,6 +729,7 @@ def test_a_look_up_that_fails_costs_neither_the_next_one_nor_a_draft(api: Api, u
     assert api.data("shop-load") == [1.0]
 
 
+@pytest.mark.slow
 def test_of_look_ups_that_are_not_answered_only_so_many_wait(api: Api, using: Any) -> None:
     api.hanging.set()
     sender, asked = using(api.url), list[int]()

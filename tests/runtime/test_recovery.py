@@ -137,6 +137,7 @@ def test_a_job_that_was_committed_and_not_noted_is_not_loaded_twice(
     assert recovered.text in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["merge without keys", "replace"])
 @pytest.mark.parametrize("is_followed_up", [True, False])
 def test_what_follows_a_job_is_done_once(
@@ -159,6 +160,7 @@ def test_what_follows_a_job_is_done_once(
     expect_once(again, ROWS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", ["append", "merge", "replace"])
 def test_rows_without_ids_are_told_by_their_load(
     shop: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch, write: str
@@ -193,6 +195,7 @@ def test_rows_that_cannot_be_told_are_named(
     assert "orders" in warning.getMessage()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", ["orders", "orders__items"])
 def test_rows_of_earlier_loads_with_the_same_ids_are_not_taken_for_those_of_this_one(
     pipeline: Callable[..., Pipeline], job: str
@@ -345,6 +348,7 @@ def test_rows_of_a_job_that_got_half_way_are_taken_back(
     expect_once(half, ROWS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 def test_a_recovery_that_is_killed_as_well_is_made_up_for(pipeline: Callable[..., Pipeline], after: bool) -> None:
     def run(patch: pytest.MonkeyPatch) -> None:
@@ -459,6 +463,7 @@ def test_hints_of_a_table_that_is_new_are_kept(pipeline: Callable[..., Pipeline]
     assert ids(again, "visits") == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", [ROWS, ROWS + 30])
 def test_a_package_that_is_deleted_in_part_is_none(pipeline: Callable[..., Pipeline], last: int) -> None:
     """dlt deletes a package when it is normalised, or has nothing in it."""
@@ -494,6 +499,7 @@ def test_a_schema_that_was_not_written_to_its_end_is_none(pipeline: Callable[...
     assert [path.name for path in schemas.iterdir() if not path.name.endswith(".schema.json")] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["load/new", "load/normalized", "load/loaded", "normalize/extracted"])
 def test_folders_that_were_not_made_yet_are_made(pipeline: Callable[..., Pipeline], missing: str) -> None:
     """dlt makes them one after the other, and takes the first one for all."""
