@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -238,6 +239,8 @@ def test_a_program_that_is_terminated_or_interrupted_ends_with_its_run_cancelled
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize(("counter", "is_pending"), [("Resources", False), ("Jobs", True)])
 def test_a_pipeline_in_a_process_of_a_pool_stops_as_well(own_folder: Path, counter: str, is_pending: bool) -> None:
+    others = multiprocessing.active_children()
+
     @flow(flow_run_name=f"pool-{counter}", task_runner=ProcessPoolTaskRunner(max_workers=2))
     def main() -> None:
         with drain_on_cancellation():
@@ -249,6 +252,8 @@ def test_a_pipeline_in_a_process_of_a_pool_stops_as_well(own_folder: Path, count
     with pytest.raises(TerminationSignal):
         main()
 
+    # This process would wait for them when it ends.
+    assert not [each for each in multiprocessing.active_children() if each not in others]
     assert is_cancelled_with_its_tasks_closed(f"pool-{counter}")
     assert served.pipeline(own_folder).has_pending_data is is_pending
     assert not is_pending or is_finished_by_the_next_run(own_folder)

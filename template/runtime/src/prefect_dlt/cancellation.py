@@ -25,7 +25,7 @@ from prefect.utilities.engine import is_prefect_sigterm_handler_installed
 
 from prefect_dlt.known_secrets import known_secrets
 from prefect_dlt.redact import redacted_traceback
-from prefect_dlt.stop import guard_runs, is_asked_to_stop, processes_of, stopping
+from prefect_dlt.stop import end, guard_runs, is_asked_to_stop, stopping
 
 logger = logging.getLogger("prefect_dlt")
 
@@ -108,8 +108,8 @@ def _told_first(cancel_all: Callable[..., None]) -> Callable[..., None]:
         flow_run_id = next(iter(_flow_runs), None)
         with stopping(_signal_of(stop)):
             if isinstance(task_runner, ProcessPoolTaskRunner):
-                for process in processes_of(getattr(task_runner, "_executor", None)):
-                    process.terminate()
+                # Before Prefect stops listening to what these processes say of their tasks.
+                end(getattr(task_runner, "_executor", None))
             cancel_all(task_runner)
         _end_as_cancelled(stop, flow_run_id)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from multiprocessing.process import BaseProcess
@@ -83,11 +83,33 @@ def end_normalize_workers() -> None:
                 worker.kill()
 
 
-def processes_of(pool: Any) -> Iterable[BaseProcess]:
+def processes_of(pool: Any) -> tuple[BaseProcess, ...]:
     """Return the processes of a `ProcessPoolExecutor`; none where it does not tell."""
     # Python 3.14 is the first to end them by itself, and no version names them.
     processes: dict[int, BaseProcess] = getattr(pool, "_processes", None) or {}
     return tuple(processes.values())
+
+
+def end(pool: ProcessPoolExecutor | None) -> None:
+    """Terminate the processes of a pool, and wait until they have ended.
+
+    What a task that was terminated raises ends the thread that ends the pool's processes, where a callback lets it
+    through, as Prefect's do. Processes that are left then wait for work for ever, and this one waits for them when it
+    ends.
+    """
+    if pool is None:
+        return
+    processes, work = processes_of(pool), getattr(pool, "_call_queue", None)
+    for process in processes:
+        process.terminate()
+    pool.shutdown(wait=True, cancel_futures=True)
+    for process in processes:
+        if process.is_alive():
+            # As the thread would have told one of them, whichever is next. They end what they are at first.
+            with contextlib.suppress(ValueError, OSError, AttributeError):
+                work.put(None)  # type: ignore[union-attr]
+    for process in processes:
+        process.join()
 
 
 def guard_runs(guard: Callable[[], AbstractContextManager[None]]) -> None:
