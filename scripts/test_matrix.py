@@ -22,6 +22,9 @@ RUNTIME = "prefect-dlt[duckdb,postgres,sql,demo] @ " + (ROOT / "template" / "run
 ONE_AT_A_TIME = threading.Lock()
 PASSED, FAILED, NOT_TESTED = "passed", "FAILED", "NOT TESTED"
 
+LONGEST = 40 * 60
+"""Seconds that a part may take; what hangs, in a test or at the end, is told rather than waited for."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -92,14 +95,18 @@ def run_pytest(environment: Path, folders: tuple[str, ...], options: tuple[str, 
     """Run some of the tests with an environment's Python, its output in a file; return how it went."""
     path = os.pathsep.join([str(environment / "bin"), os.environ["PATH"]])
     with output.open("wb") as file:
-        done = subprocess.run(
-            [environment / "bin" / "pytest", *options, *(f"tests/{folder}" for folder in folders)],
-            cwd=ROOT,
-            env={**os.environ, "PATH": path},
-            check=False,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
+        try:
+            done = subprocess.run(
+                [environment / "bin" / "pytest", *options, *(f"tests/{folder}" for folder in folders)],
+                cwd=ROOT,
+                env={**os.environ, "PATH": path},
+                check=False,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                timeout=LONGEST,
+            )
+        except subprocess.TimeoutExpired:
+            return f"{FAILED}: pytest did not end within {LONGEST // 60} minutes"
     return PASSED if done.returncode == 0 else f"{FAILED}: pytest ended with {done.returncode}"
 
 
