@@ -1,15 +1,18 @@
-"""The runs that the gallery takes pictures of: good ones, a retried one, a failed one, a wide one, and one half-way.
+"""The runs that the gallery takes pictures of: good and bad ones, a wide one, and one half-way.
 
 Runs on the demo project's own Python, in the project's folder, against a Prefect server.
 Usage: python gallery_runs.py <a file>; the last run is half-way until that file exists
+       python gallery_runs.py cut; load in a process that is killed in the middle
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import platform
 import random
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -19,9 +22,10 @@ from typing import Any
 
 import dlt
 import duckdb
+from dlt.common.storages.load_package import PackageStorage
 from prefect import flow, task
 
-from prefect_dlt import PrefectCollector, runner
+from prefect_dlt import CallbackCollector, PrefectCollector, runner
 from prefect_dlt.retry import exponential_backoff
 
 DATA = Path("data").resolve()
@@ -38,17 +42,18 @@ def warehouse(name: str) -> str:
     return str(DATA / f"{name}.duckdb")
 
 
-def load(name: str, source: Any) -> None:
+def load(name: str, source: Any, collector: Any = None, **options: Any) -> None:
     """Load a source, with two retries at most."""
     pipeline = dlt.pipeline(
         name,
         pipelines_dir=str(DATA / "pipelines"),
         destination=dlt.destinations.duckdb(warehouse(name)),
         dataset_name=f"{name}_data",  # DuckDB would take a plain name for the database
-        progress=PrefectCollector(),
+        progress=collector or PrefectCollector(),
     )
     policy = exponential_backoff(attempts=3, max=2)
-    runner(pipeline, retry_policy=policy, retry_pipeline_steps=["extract", "normalize", "load"]).run(source)
+    steps = ["extract", "normalize", "load"]
+    runner(pipeline, retry_policy=policy, retry_pipeline_steps=steps, **options).run(source)
 
 
 # -- a shop whose source changes, and does not answer at first ---------------------------------------------------------
@@ -118,21 +123,64 @@ def crm(day: int) -> list[Any]:
 
 
 @task(task_run_name="load-crm")
-def load_crm_data(day: int) -> None:
+def load_crm_data(day: int, name: str, **options: Any) -> None:
     """Load the contacts."""
-    load("crm", crm(day))
+    load(name, crm(day), **options)
 
 
-@flow(name="load-crm", flow_run_name="crm-day-{day}")
-def load_crm(day: int) -> None:
+@flow(name="load-crm", flow_run_name="{name}-day-{day}")
+def load_crm(day: int, name: str = "crm", discard_pending: bool = False) -> None:
     """Load one day of the contacts."""
-    load_crm_data(day)
+    load_crm_data(day, name, discard_pending=discard_pending, verify=True)
 
 
-def forbid_missing_addresses() -> None:
+def forbid_missing_addresses(name: str = "crm") -> None:
     """Change the table as a well-meaning colleague would, at night, without a word."""
-    with duckdb.connect(warehouse("crm")) as connection:
-        connection.execute("ALTER TABLE crm_data.contacts ALTER COLUMN email SET NOT NULL")
+    with duckdb.connect(warehouse(name)) as connection:
+        connection.execute(f"ALTER TABLE {name}_data.contacts ALTER COLUMN email SET NOT NULL")
+
+
+# -- a load that is killed in the middle, and finished by the next run -------------------------------------------------
+
+
+@dlt.source(name="bookings")
+def bookings() -> list[Any]:
+    """Return a few tables that only grow."""
+    return [
+        dlt.resource([{"id": n, "seat": n % 40} for n in range(size)], name=name, write_disposition="append")
+        for name, size in {"bookings": 900, "payments": 700, "travellers": 1200}.items()
+    ]
+
+
+def cut_load() -> None:
+    """Load the bookings in a process that is gone when the first job is loaded, before dlt has noted that."""
+    PackageStorage.complete_job = lambda *_, **__: os._exit(9)  # type: ignore[method-assign]
+    load("bookings", bookings(), CallbackCollector())
+
+
+@flow(name="load-bookings", flow_run_name="bookings")
+def load_bookings() -> None:
+    """Load the bookings."""
+    load("bookings", bookings(), verify=True)
+
+
+# -- rows that go while they are loaded --------------------------------------------------------------------------------
+
+
+class Colleague(PrefectCollector):
+    """Deletes rows as a well-meaning colleague would, right when they are loaded."""
+
+    def after_load(self, pipeline: Any, trace: Any) -> None:  # noqa: ARG002
+        """Clean up what looks old."""
+        with pipeline.sql_client() as client:
+            client.execute_sql("DELETE FROM levels WHERE id % 10 = 3")
+
+
+@flow(name="load-stock", flow_run_name="stock")
+def load_stock() -> None:
+    """Load the stock."""
+    levels = dlt.resource([{"id": n, "pieces": n % 7} for n in range(800)], name="levels", write_disposition="append")
+    load("stock", levels, Colleague(), verify=True)
 
 
 # -- more tables than a page holds -------------------------------------------------------------------------------------
@@ -183,9 +231,21 @@ def main(may_end: Path) -> None:
     forbid_missing_addresses()
     with suppress(Exception):  # Prefect has logged what happened, and the failure is what is wanted
         load_crm(2)
+    load_crm(1, name="hr")
+    forbid_missing_addresses("hr")
+    with suppress(Exception):
+        load_crm(2, name="hr")
+    load_crm(1, name="hr", discard_pending=True)
+    subprocess.run([sys.executable, __file__, "cut"], check=False)
+    load_bookings()
+    with suppress(Exception):
+        load_stock()
     load_erp()
     load_web(may_end)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if sys.argv[1] == "cut":
+        cut_load()
+    else:
+        main(Path(sys.argv[1]))
