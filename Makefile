@@ -81,9 +81,10 @@ clean: ## Remove every environment and cache, and the demo
     clean
 
 $(READY): Makefile pyproject.toml template/runtime/pyproject.toml $(wildcard constraints/*.txt) | $(OWN_UV)
+	@# Compiled: tests start many processes, and where Python is told to write no bytecode, each would compile all anew.
 	@echo "Installing the development environment into .venv ..."
 	@"$(UV)" venv --quiet --clear --python '$(PYTHON)' .venv
-	@"$(UV)" pip install --quiet --python $(BIN)/python --group dev \
+	@"$(UV)" pip install --quiet --compile-bytecode --python $(BIN)/python --group dev \
 	    --constraints "constraints/$(PYTHON_OF_ENV).txt" \
 	    --editable 'template/runtime[duckdb,postgres,sql,demo,dask,ray]'
 	@touch $@

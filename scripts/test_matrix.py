@@ -85,7 +85,8 @@ def make_environment(variant: Variant) -> str | None:
     )
     if made.returncode != 0:
         return f"{NOT_TESTED}: no Python {variant.python} here, and none could be downloaded"
-    install = ["uv", "pip", "install", "--quiet", "--python", str(variant.folder)]
+    # Compiled: the tests start many processes, and where Python is told to write no bytecode, each would do it anew.
+    install = ["uv", "pip", "install", "--quiet", "--compile-bytecode", "--python", str(variant.folder)]
     versions = ["--resolution", variant.resolution, "--reinstall-package", "prefect-dlt"]
     installed = subprocess.run([*install, *versions, "--group", "tests", RUNTIME], cwd=ROOT, check=False)
     return f"{FAILED}: its dependencies could not be installed" if installed.returncode else None
