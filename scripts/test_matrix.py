@@ -1,6 +1,6 @@
 """Run the suite here, and the runtime's part of it on the oldest and the newest versions allowed.
 
-The suite runs, in two halves, in the environment this program runs in, which holds the tested
+The suite runs, in three parts, in the environment this program runs in, which holds the tested
 versions of `constraints/`. The oldest and the newest each get an environment of their own, in
 `.venvs`, with the built wheel. A Python that cannot be had is named in the summary, and is a
 failure when CI is set.
@@ -62,7 +62,8 @@ class Part:
 HERE = f"Python {sys.version_info.major}.{sys.version_info.minor}, tested versions"
 PARTS = (
     Part(f"template, {HERE}", ("template",)),
-    Part(f"all others, {HERE}", ("chaos", "docs", "runtime", "task_runners")),
+    Part(f"runtime, {HERE}", ("runtime",)),
+    Part(f"all others, {HERE}", ("chaos", "docs", "task_runners")),
     Part("runtime, oldest Python and oldest dependencies", ("runtime",), Variant("3.10", "lowest-direct")),
     Part("runtime, newest Python and newest dependencies", ("runtime",), Variant("3.13", "highest")),
 )
@@ -142,7 +143,7 @@ def main() -> int:
         raise SystemExit(
             f"No part runs the tests in {', '.join(sorted(left_out))}; see PARTS in {Path(__file__).name}."
         )
-    # All at once: two of them leave two cores idle half of the time, waiting for servers and workers to start.
+    # All at once: fewer leave two cores idle, waiting for servers and workers to start, or for the last part.
     with ThreadPoolExecutor(len(PARTS)) as pool:
         outcomes = list(pool.map(run, PARTS))
 
