@@ -480,25 +480,19 @@ def test_a_process_that_died_while_it_stored_blocks_nothing(pipeline: MakePipeli
 
 
 def test_the_log_of_a_run_is_about_its_data_and_not_about_storing_its_trace(
-    pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch
+    pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("RUNTIME__LOG_LEVEL", "INFO")
-    shop = pipeline()
-    heard = list[str]()
+    shop, of_dlt = pipeline(), logging.getLogger("dlt")
+    monkeypatch.setattr(of_dlt, "handlers", [caplog.handler])
 
-    class Ear(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            heard.append(record.getMessage())
+    with caplog.at_level(logging.INFO, "dlt"):
+        runner(shop, store_trace_info=True).run([{"id": 1}], table_name="orders")
+        of_dlt.info("Heard again")
 
-    of_dlt = logging.getLogger("dlt")
-    monkeypatch.setattr(of_dlt, "handlers", [Ear()])
-    monkeypatch.setattr(of_dlt, "level", logging.INFO)
-    runner(shop, store_trace_info=True).run([{"id": 1}], table_name="orders")
-
-    assert [line for line in heard if "table orders" in line.lower()]
-    assert not [line for line in heard if "trace" in line]
-    of_dlt.info("Heard again")
-    assert heard[-1] == "Heard again"
+    assert [line for line in caplog.messages if "table orders" in line.lower()]
+    assert not [line for line in caplog.messages if "trace" in line]
+    assert caplog.messages[-1] == "Heard again"
 
 
 @pytest.mark.slow
