@@ -20,6 +20,7 @@ from dlt.common.runtime import signals
 from dlt.pipeline.pipeline import Pipeline
 from prefect import flow, get_client, task
 from prefect.exceptions import TerminationSignal
+from prefect.futures import wait
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling, State
 from prefect.task_runners import ProcessPoolTaskRunner
@@ -257,6 +258,41 @@ def test_a_pipeline_in_a_process_of_a_pool_stops_as_well(own_folder: Path, count
     assert is_cancelled_with_its_tasks_closed(f"pool-{counter}")
     assert served.pipeline(own_folder).has_pending_data is is_pending
     assert not is_pending or is_finished_by_the_next_run(own_folder)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("parts", [1, 5])
+def test_a_pool_with_idle_processes_or_more_tasks_than_processes_ends_and_begins_nothing(
+    own_folder: Path, parts: int
+) -> None:
+    others = multiprocessing.active_children()
+    folders = [own_folder / str(number) for number in range(parts)]
+    for folder in folders:
+        folder.mkdir()
+
+    @flow(flow_run_name=f"pool-of-{parts}", task_runner=ProcessPoolTaskRunner(max_workers=2))
+    def main() -> None:
+        with drain_on_cancellation():
+            if parts == 1:
+                # Both processes are there, and one is idle by the time the other one is at work.
+                wait([nothing.submit() for _ in range(4)])
+            futures = [served.load.submit(str(folder)) for folder in folders]
+            for folder in folders[:2]:
+                wait_for_process(folder)
+            os.kill(os.getpid(), signal.SIGTERM)
+            futures[0].result()
+
+    with pytest.raises(TerminationSignal):
+        main()
+
+    assert not [each for each in multiprocessing.active_children() if each not in others]
+    assert [(folder / "reached").exists() for folder in folders] == [number < 2 for number in range(parts)]
+
+
+@task
+def nothing() -> None:
+    """Take a process for a moment."""
 
 
 @pytest.mark.slow

@@ -25,9 +25,12 @@ from prefect.utilities.engine import is_prefect_sigterm_handler_installed
 
 from prefect_dlt.known_secrets import known_secrets
 from prefect_dlt.redact import redacted_traceback
-from prefect_dlt.stop import end, guard_runs, is_asked_to_stop, stopping
+from prefect_dlt.stop import end, end_this_process, guard_runs, is_asked_to_stop, stopping
 
 logger = logging.getLogger("prefect_dlt")
+
+TIME_TO_TELL = 3.0
+"""Seconds that a process of a pool has, once its pipeline has stopped, to tell what became of its task."""
 
 _TOLD: tuple[Any, ...] = (ThreadPoolTaskRunner, ProcessPoolTaskRunner)
 _changing = threading.Lock()
@@ -40,6 +43,7 @@ _CONTROL = "prefect._internal.control_listener"
 """Where whoever cancels a run tells its process that this is why it is sent SIGTERM."""
 
 _told_prefect = threading.Event()
+_was_terminated = threading.Event()
 """Whether this process has told itself so, and not forgotten it yet."""
 
 
@@ -150,9 +154,12 @@ def _terminated_by_exception() -> Generator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        if _was_terminated.is_set():
+            end_this_process(TIME_TO_TELL)
 
 
 def _raise_termination(number: int, _frame: object) -> None:
+    _was_terminated.set()
     # dlt hands the second one on, and a pool that loses one process terminates the others again.
     if not is_asked_to_stop():
         raise TerminationSignal(number)

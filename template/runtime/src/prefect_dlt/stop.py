@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
+import queue
+import signal
+import threading
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor
@@ -100,9 +104,13 @@ def end(pool: ProcessPoolExecutor | None) -> None:
     if pool is None:
         return
     processes, work = processes_of(pool), getattr(pool, "_call_queue", None)
+    pool.shutdown(wait=False, cancel_futures=True)
+    # What waits for a process already cannot be cancelled, and would be begun by the first that is free.
+    with contextlib.suppress(queue.Empty, ValueError, OSError, AttributeError):
+        while True:
+            work.get_nowait()  # type: ignore[union-attr]
     for process in processes:
         process.terminate()
-    pool.shutdown(wait=True, cancel_futures=True)
     for process in processes:
         if process.is_alive():
             # As the thread would have told one of them, whichever is next. They end what they are at first.
@@ -110,6 +118,17 @@ def end(pool: ProcessPoolExecutor | None) -> None:
                 work.put(None)  # type: ignore[union-attr]
     for process in processes:
         process.join()
+
+
+def end_this_process(after: float) -> None:
+    """End this process, one of a pool, some seconds from now, unless it has ended by then.
+
+    An idle process that is terminated takes the lock along that all take work under; the others would wait for it, and
+    for them the pool.
+    """
+    timer = threading.Timer(after, os._exit, (128 + signal.SIGTERM,))
+    timer.daemon = True
+    timer.start()
 
 
 def guard_runs(guard: Callable[[], AbstractContextManager[None]]) -> None:
