@@ -15,6 +15,7 @@ from dlt.pipeline.exceptions import PipelineStepFailed
 from dlt.pipeline.pipeline import Pipeline
 
 from prefect_dlt import CallbackCollector, runner
+from prefect_dlt.diagrams import timeline
 from prefect_dlt.errors import VerificationError
 from prefect_dlt.markdown import LONGEST_BLOCK, LONGEST_TABLE
 from prefect_dlt.record import Recovered, RunRecord, Table, TableRow, Usage
@@ -30,6 +31,7 @@ from prefect_dlt.report import (
     text_table,
 )
 from prefect_dlt.schema_changes import ColumnChange, TableChange
+from prefect_dlt.verification import Held, Verification
 from tests.runtime.reports import HOSTILE, cells, empty_record, finished, new_table, raised, recorded, rendered
 from tests.runtime.sources import shop
 
@@ -145,6 +147,19 @@ def test_a_run_whose_rows_are_not_all_there_has_loaded_and_differs(pipeline: Cal
     assert "not all of them are loaded" not in page
 
 
+def test_a_run_that_only_warns_of_a_difference_has_loaded_and_differs_too(pipeline: Callable[..., Pipeline]) -> None:
+    collector = Reports()
+    run = runner(pipeline(progress=collector), verify="warn")
+    run.run([{"id": 1}], table_name="orders")
+    record = collector.record
+    assert headline(record).startswith("Loaded · ")
+
+    record.verification = Verification((Held("1", "orders", "rows of the load", 2, 1),))
+
+    assert headline(record).startswith("Loaded, and differs · ")
+    assert "Failed" not in summary(record).page
+
+
 def test_what_was_pending_and_new_data_are_no_second_try(pipeline: Callable[..., Pipeline]) -> None:
     collector = Reports()
     shop_pipeline = pipeline(progress=collector)
@@ -157,6 +172,7 @@ def test_what_was_pending_and_new_data_are_no_second_try(pipeline: Callable[...,
         ["normalize", "done", "1"],
         ["load", "done", "1"],
     ]
+    assert "try" not in timeline(collector.record)
 
 
 def test_attempts_that_failed_are_listed_with_their_step(pipeline: Callable[..., Pipeline]) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 
 from prefect_dlt.progress import STAGES
-from prefect_dlt.record import RunRecord, seconds_of
+from prefect_dlt.record import RunRecord, seconds_of, tries
 
 MOST_TABLES = 40
 """Tables of a graph; of more, those with the most rows are drawn."""
@@ -58,9 +58,9 @@ def timeline(record: RunRecord) -> str:
     for stage in STAGES:
         of_stage = [step for step in steps if step.step == stage]
         lines += [f"    section {stage}"] if of_stage else []
-        for number, step in enumerate(of_stage, 1):
+        for number, step in zip(tries(of_stage), of_stage, strict=True):
             state = "crit" if step.step_exception else "done"
-            which = f"try {number} " if len(of_stage) > 1 else ""
+            which = f"try {number} " if number > 1 or (step.step_exception and step is not of_stage[-1]) else ""
             outcome = "failed " if step.step_exception else ""
             began, ended = (f"{at:%Y-%m-%d %H:%M:%S.%f}"[:-3] for at in (step.started_at, step.finished_at or last))
             lines.append(f"    {which}{outcome}{seconds_of(step):,.1f} s :{state}, {began}, {ended}")

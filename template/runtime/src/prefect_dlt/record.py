@@ -50,7 +50,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class StageRow:
-    """One stage of a run: its name, how often it was tried on the same data, its state, and its time in seconds."""
+    """One stage of a run: its name, the most tries on the same data, its state, and its time in seconds."""
 
     name: str
     tries: int
@@ -374,9 +374,7 @@ class RunRecord:
         for stage in STAGES:
             if steps := self.steps(stage):
                 state = "failed" if steps[-1].step_exception else "done"
-                # A stage that went well twice had other data each time: first what an earlier run left.
-                tries = sum(bool(step.step_exception) for step in steps) + (state == "done")
-                rows.append(StageRow(stage, tries, state, sum(seconds_of(step) for step in steps)))
+                rows.append(StageRow(stage, max(tries(steps)), state, sum(seconds_of(step) for step in steps)))
         return rows
 
     def tables(self) -> list[TableRow]:
@@ -444,6 +442,20 @@ def jobs(info: LoadInfo) -> list[Job]:
         if not job.job_file_info.table_name.startswith("_dlt")
     ]
     return sorted(found, key=lambda job: (job.state != "failed", job.table, job.file))
+
+
+def tries(steps: Iterable[PipelineStepTrace]) -> list[int]:
+    """Return of each step of a stage which try of the same data it was, from 1.
+
+    A stage that is made again after it went well has other data: first what an earlier run left, for example.
+    """
+    numbers: list[int] = []
+    number = 0
+    for step in steps:
+        number += 1
+        numbers.append(number)
+        number = number if step.step_exception else 0
+    return numbers
 
 
 def most_rows_first(tables: Iterable[TableRow]) -> list[TableRow]:

@@ -289,7 +289,7 @@ def outcome(record: RunRecord) -> str:
     """
     if record.finished_at is None:
         return "running"
-    if isinstance(record.error, VerificationError):
+    if _differs(record):
         return "loaded, and differs"
     if record.error is not None and any(map(is_stop_request, chain(record.error, explicit=True))):
         return "stopped"
@@ -301,12 +301,18 @@ def outcome(record: RunRecord) -> str:
     return next((word for stage, word in _OUTCOMES if stage in stages), "loaded")
 
 
+def _differs(record: RunRecord) -> bool:
+    """Tell whether a run has loaded all, and the destination does not hold it."""
+    is_over_for_it = record.error is None or isinstance(record.error, VerificationError)
+    return is_over_for_it and record.verification is not None and bool(record.verification.differences)
+
+
 _OUTCOMES = (("load", "loaded"), ("normalize", "normalized"), ("extract", "extracted"))
 
 
 def _doubt(record: RunRecord) -> str:
     # What differs has a section of its own.
-    if isinstance(record.error, VerificationError):
+    if _differs(record):
         return ""
     if record.error is not None:
         return NOT_ALL_LOADED.format(f"The run {'was stopped' if outcome(record) == 'stopped' else 'failed'}")

@@ -210,7 +210,8 @@ class PipelineRunner:
         try:
             if failed := tuple(job for info in loads if info for job in _failed_jobs(info)):
                 raise FailedJobsError(self.pipeline.pipeline_name, failed)
-            if (error := self._difference()) is not None and self.settings.verify == "raise":
+            verification = self.record.verification if self.record else None
+            if (error := self._difference(verification)) is not None and self.settings.verify == "raise":
                 raise error
         except PrefectDltError as error:
             self._note_failure(error, 0, "No further attempt: all that could be loaded is loaded.", last_of="run")
@@ -224,15 +225,15 @@ class PipelineRunner:
         self.record.verification = (self.record.verification or Verification()) + found
         if not found.load_ids:
             return
-        error = self._difference()
+        error = self._difference(found)
         level = logging.WARNING if error is not None or found.is_trouble else logging.INFO
         self._say(level, f"Pipeline {self.pipeline.pipeline_name!r}{of}: {redact(found.line(), known_secrets())}")
         if error is not None and self.settings.verify == "warn":
             self._say(logging.WARNING, str(error))
 
-    def _difference(self) -> VerificationError | None:
+    def _difference(self, verification: Verification | None) -> VerificationError | None:
         """Return the error about what the destination does not hold; None where it holds all that was looked for."""
-        differences = self.record.verification.differences if self.record and self.record.verification else ()
+        differences = verification.differences if verification else ()
         told = tuple((each.load_id, each.table, each.what, each.expected, each.found) for each in differences)
         return VerificationError(self.pipeline.pipeline_name, told) if told else None
 
