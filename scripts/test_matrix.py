@@ -22,7 +22,7 @@ RUNTIME = "prefect-dlt[duckdb,postgres,sql,demo] @ " + (ROOT / "template" / "run
 ONE_AT_A_TIME = threading.Lock()
 PASSED, FAILED, NOT_TESTED = "passed", "FAILED", "NOT TESTED"
 
-LONGEST = 40 * 60
+LONGEST = 28 * 60
 """Seconds that a part may take; what hangs, in a test or at the end, is told rather than waited for."""
 
 
