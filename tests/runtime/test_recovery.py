@@ -463,7 +463,6 @@ def test_hints_of_a_table_that_is_new_are_kept(pipeline: Callable[..., Pipeline]
     assert ids(again, "visits") == [1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("last", [ROWS, ROWS + 30])
 def test_a_package_that_is_deleted_in_part_is_none(pipeline: Callable[..., Pipeline], last: int) -> None:
     """dlt deletes a package when it is normalised, or has nothing in it."""
@@ -499,7 +498,6 @@ def test_a_schema_that_was_not_written_to_its_end_is_none(pipeline: Callable[...
     assert [path.name for path in schemas.iterdir() if not path.name.endswith(".schema.json")] == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["load/new", "load/normalized", "load/loaded", "normalize/extracted"])
 def test_folders_that_were_not_made_yet_are_made(pipeline: Callable[..., Pipeline], missing: str) -> None:
     """dlt makes them one after the other, and takes the first one for all."""

@@ -189,7 +189,6 @@ def test_the_rows_tell_what_an_attempt_did(pipeline: MakePipeline, monkeypatch: 
     ]
 
 
-@pytest.mark.slow
 def test_each_attempt_has_its_own_steps_and_number(pipeline: MakePipeline) -> None:
     """dlt adds what normalize() and load() do on their own to the trace before, that of an earlier run as well."""
     left = [OSError("disk full"), OSError("disk full")]

@@ -82,8 +82,9 @@ def command(verb: str, pipeline_name: str, folder: Path) -> str:
 
 def _program() -> str:
     """Return what to type for the command: where its environment is not active, the path of it."""
-    path = Path(sys.executable).with_name(PROGRAM)
-    return PROGRAM if shutil.which(PROGRAM) or not path.exists() else str(path)
+    # Where Python is embedded, it has no path of its own.
+    path = Path(sys.executable).parent / PROGRAM if sys.executable else None
+    return str(path) if path is not None and path.exists() and not shutil.which(PROGRAM) else PROGRAM
 
 
 def put_aside(pipeline: Pipeline, *, for_clean_folder: bool = False) -> Discarded | None:
