@@ -7,6 +7,7 @@ import contextlib
 import functools
 import importlib
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -43,8 +44,10 @@ _CONTROL = "prefect._internal.control_listener"
 """Where whoever cancels a run tells its process that this is why it is sent SIGTERM."""
 
 _told_prefect = threading.Event()
-_was_terminated = threading.Event()
 """Whether this process has told itself so, and not forgotten it yet."""
+
+_was_terminated = threading.Event()
+"""Whether this process, one of a pool, was told to end while it ran a pipeline."""
 
 
 class FlowInterruptedError(TerminationSignal, KeyboardInterrupt):
@@ -154,7 +157,8 @@ def _terminated_by_exception() -> Generator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-        if _was_terminated.is_set():
+        # A program of somebody's own ends when it likes.
+        if _was_terminated.is_set() and multiprocessing.parent_process() is not None:
             end_this_process(TIME_TO_TELL)
 
 
