@@ -32,8 +32,10 @@ def main(report: Path) -> None:
     project: Any = importlib.import_module("flows.load")
     try:
         loaded = {table.name: table for table in project.load().tables}
-    except (Exception, KeyboardInterrupt):  # noqa: BLE001 - Prefect has logged what happened
+    except KeyboardInterrupt:
         sys.exit(1)
+    except Exception as error:  # noqa: BLE001 - Prefect has logged its traceback, unless the run could not begin
+        sys.exit(f"{type(error).__name__}: {error}")
     (database,) = Path.cwd().glob("data/*.duckdb")
     rows = count_rows(database, project.build_pipeline().dataset_name)
     tables = [
