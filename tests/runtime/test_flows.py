@@ -9,6 +9,7 @@ from typing import Any
 import cloudpickle
 import dlt
 import pytest
+from dlt.common.configuration.utils import get_resolved_traces
 from dlt.pipeline.exceptions import PipelineStepFailed
 from dlt.pipeline.pipeline import Pipeline
 from prefect import flow
@@ -46,6 +47,7 @@ def test_every_mode_loads_every_table_once(pipeline: Callable[..., Pipeline], mo
 
     result = load()
 
+    assert get_resolved_traces().all_traces == []
     assert {table: count(pipeline(), table) for table in ("orders", "orders__items", "customers", "greetings")} == {
         "orders": 2,
         "orders__items": 3,

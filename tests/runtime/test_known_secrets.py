@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -13,11 +15,13 @@ import pytest
 import sqlalchemy
 from dlt.common.configuration.container import Container
 from dlt.common.configuration.inject import set_fun_last_config
+from dlt.common.configuration.resolve import resolve_configuration
 from dlt.common.configuration.specs import PluggableRunContext
 from dlt.common.configuration.utils import TraceLogContext, get_resolved_traces
 from dlt.extract.reference import SourceReference
 from dlt.pipeline.pipeline import Pipeline
 from dlt.sources.credentials import ConnectionStringCredentials, GcpServiceAccountCredentials
+from typing_extensions import override
 
 from prefect_dlt import CallbackCollector, runner
 from prefect_dlt.known_secrets import MOST_SECRETS, _store, known_secrets, learn_secrets  # pyright: ignore[reportPrivateUsage]
@@ -238,6 +242,70 @@ class TestWhatIsGivenInCode:
         pipeline = dlt.pipeline("shop", destination="redshift", staging=staging, pipelines_dir=str(tmp_path))
 
         assert learn_secrets(pipeline) == {KEY, pipeline.pipeline_salt, "AKIAIOSFODNN7EXAMPLE"}
+
+
+class TestAfterARun:
+    """What lacks a value holds the error that says so, and with its traceback all that was in use."""
+
+    class InUse:
+        """A connection, say."""
+
+    @pytest.fixture
+    def used(self) -> list[weakref.ref[InUse]]:
+        return []
+
+    @pytest.fixture
+    def look_up(self, used: list[weakref.ref[InUse]], monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+        """Return what resolves a configuration as dlt does when a destination is looked into."""
+        monkeypatch.setenv("CREDENTIALS__PASSWORD", KEY)
+
+        def resolve() -> None:
+            in_use = self.InUse()
+            used.append(weakref.ref(in_use))
+            # The host is missing.
+            resolve_configuration(ConnectionStringCredentials(), accept_partial=True)
+
+        return resolve
+
+    def test_with_a_collector_nothing_that_was_in_use_is_held(
+        self,
+        pipeline: Callable[..., Pipeline],
+        used: list[weakref.ref[InUse]],
+        look_up: Callable[[], None],
+    ) -> None:
+        @dlt.resource
+        def here() -> Iterator[Any]:
+            look_up()
+            yield {"id": 1}
+
+        pipeline(progress=CallbackCollector()).run(here)
+        gc.collect()
+
+        assert [each() for each in used] == [None]
+        assert KEY in known_secrets()
+
+    def test_with_a_runner_neither_what_is_looked_up_once_all_is_loaded(
+        self,
+        pipeline: Callable[..., Pipeline],
+        used: list[weakref.ref[InUse]],
+        look_up: Callable[[], None],
+    ) -> None:
+        class Looks(CallbackCollector):
+            @override
+            def on_after(self, *_: Any) -> None:
+                look_up()
+
+        runner(pipeline(progress=Looks()), verify=True).run([{"id": 1}], table_name="rows")
+        gc.collect()
+
+        assert [each() for each in used] == [None]
+        assert get_resolved_traces().all_traces == []
+        assert KEY in known_secrets()
+
+    def test_without_a_collector_that_is_so_too(self, pipeline: Callable[..., Pipeline]) -> None:
+        runner(pipeline(), verify=True).run([{"id": 1}], table_name="rows")
+
+        assert get_resolved_traces().all_traces == []
 
 
 def test_the_documents_of_providers_of_secrets_are_looked_through(own_folder: Path) -> None:

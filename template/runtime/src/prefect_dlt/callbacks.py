@@ -19,7 +19,7 @@ from dlt.pipeline.trace import PipelineStepTrace, PipelineTrace
 from dlt.pipeline.typing import TPipelineStep
 from typing_extensions import override
 
-from prefect_dlt.known_secrets import known_secrets, learn_secrets
+from prefect_dlt.known_secrets import forgotten_afterwards, known_secrets, learn_secrets
 from prefect_dlt.pending import pending_lines
 from prefect_dlt.progress import STAGES, StageProgress
 from prefect_dlt.record import FailedAttempt, RunRecord, Table
@@ -311,6 +311,11 @@ class CallbackCollector(LogCollector):
 
     @override
     def on_end_trace(self, trace: PipelineTrace, pipeline: SupportsPipeline, send_state: bool) -> None:
+        # dlt clears its list next; with this, nobody holds the old one.
+        with forgotten_afterwards():
+            self._note_trace(trace, pipeline)
+
+    def _note_trace(self, trace: PipelineTrace, pipeline: SupportsPipeline) -> None:
         self.__run.last_trace = trace
         if self.__run.record is not None:
             self.__run.record.add_trace(trace)

@@ -18,7 +18,7 @@ from prefect_dlt.component_load import ComponentLoad
 from prefect_dlt.configuration import Verify
 from prefect_dlt.decompose import Decompose, decompose_mode
 from prefect_dlt.fan_out import load_components
-from prefect_dlt.known_secrets import learn_secrets
+from prefect_dlt.known_secrets import forgotten_afterwards, learn_secrets
 from prefect_dlt.logs import forward_dlt_logs
 from prefect_dlt.results import FlowResult, all_loaded
 
@@ -159,7 +159,7 @@ def create_run_pipeline_flow(
             "dataset_name": dataset_name,
         }
         given = {name: value for name, value in options.items() if value is not None}
-        with forward_dlt_logs(), drain_on_cancellation():
+        with forward_dlt_logs(), drain_on_cancellation(), forgotten_afterwards():
             results = load_components(work, mode, resources, given)
         return FlowResult(all_loaded(name, results))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from inspect import unwrap
@@ -16,7 +17,7 @@ from dlt.common.configuration.inject import get_fun_last_config, get_fun_spec
 from dlt.common.configuration.providers.doc import BaseDocProvider
 from dlt.common.configuration.specs import BaseConfiguration, PluggableRunContext
 from dlt.common.configuration.specs.base_configuration import is_secret_hint
-from dlt.common.configuration.utils import ResolvedValueTrace, TraceLogContext
+from dlt.common.configuration.utils import ResolvedValueTrace, TraceLogContext, get_resolved_traces
 from dlt.extract.reference import SourceReference
 from dlt.extract.resource import DltResource
 from dlt.extract.source import DltSource, SourceInjectableContext
@@ -60,6 +61,20 @@ def learn_secrets(pipeline: Any = None, data: Any = None) -> frozenset[str]:
     """
     _guarded(lambda: _store.look_everywhere(pipeline, data))
     return _store.secrets
+
+
+@contextmanager
+def forgotten_afterwards() -> Generator[None]:
+    """Have dlt forget, at the end, what it resolved on this thread, once its secrets are learnt. Never raises.
+
+    dlt does so at the end of each trace; what it resolves after the last one, for a look into the destination for
+    example, it would keep. A configuration that lacks a value holds the error that says so, and with its traceback all
+    that was in use at that moment: connections, clients, data.
+    """
+    try:
+        yield
+    finally:
+        _guarded(_store.let_go)
 
 
 def _guarded(look: Callable[[], None]) -> None:
@@ -117,6 +132,13 @@ class _Store:
     def look_at_traces(self) -> None:
         with self._looking:
             self._add(self._in_traces(again=False))
+
+    def let_go(self) -> None:
+        with self._looking:
+            self.look_at_traces()
+            get_resolved_traces().clear()
+            # From now on at dlt's new lists, so that the old ones are held by nobody.
+            self.look_at_traces()
 
     def look_everywhere(self, pipeline: Any, data: Any) -> None:
         with self._looking:

@@ -21,7 +21,7 @@ from prefect_dlt.clean import drop, put_traces_back, try_to_restore
 from prefect_dlt.configuration import RunnerSettings, Verify, runner_settings
 from prefect_dlt.discard import Discarded, command, finish_discard, put_aside
 from prefect_dlt.errors import ConfigurationError, FailedJobsError, PendingDataError, PrefectDltError, VerificationError
-from prefect_dlt.known_secrets import known_secrets, learn_secrets
+from prefect_dlt.known_secrets import forgotten_afterwards, known_secrets, learn_secrets
 from prefect_dlt.leftovers import mend_folders, tidy_up
 from prefect_dlt.lock import one_run_at_a_time
 from prefect_dlt.markdown import printable, shortened
@@ -141,7 +141,11 @@ class PipelineRunner:
         learn_secrets(self.pipeline)
         collector = self.pipeline.collector
         reports = isinstance(collector, CallbackCollector)
-        with guarded(), collector.whole_run(self.pipeline, self.record) if reports else self.record.until_finished():
+        with (
+            guarded(),
+            forgotten_afterwards(),
+            collector.whole_run(self.pipeline, self.record) if reports else self.record.until_finished(),
+        ):
             with self._alone(self.record):
                 info = self._run(build, run_options)
             if not self.record.steps():
