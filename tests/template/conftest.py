@@ -1,5 +1,6 @@
 """The template as it is on disk, and projects made from it."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -14,6 +15,16 @@ from tests.template import services
 ROOT = Path(__file__).parents[2]
 
 Generate = Callable[..., Path]
+
+
+def users_environment() -> dict[str, str]:
+    """Return the environment in which a project with an environment of its own is used.
+
+    Only uv may use what this machine keeps: its cache, and its settings. And where Python is told to write no bytecode,
+    each process of a new environment would compile all of dlt and Prefect anew.
+    """
+    ours = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+    return {name: value for name, value in os.environ.items() if name not in ours}
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -25,7 +24,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, Log
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from tests.template.conftest import Generate
+from tests.template.conftest import Generate, users_environment
 from tests.template.databases import shop_database
 from tests.template.services import running
 
@@ -43,10 +42,9 @@ class Project:
     """A generated project with an environment of its own, that reports to a server."""
 
     def __init__(self, folder: Path, api: str, home: Path, **variables: str) -> None:
-        kept = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
         own = {"PREFECT_API_URL": api, "PREFECT_HOME": str(home / ".prefect"), "DLT_DATA_DIR": str(home / "dlt")}
         self.folder = folder
-        self.environment = {**kept, **own, **variables}
+        self.environment = {**users_environment(), **own, **variables}
         self.uv("sync", "--no-dev", "--python", sys.executable)
 
     def uv(self, *arguments: str) -> str:

@@ -1,6 +1,5 @@
 """A generated project passes its own checks."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.template.conftest import Generate, commit, git
+from tests.template.conftest import Generate, commit, git, users_environment
 
 # Each source, each destination and each way to take a source apart at least once.
 ANSWERS = [
@@ -23,15 +22,13 @@ def test_a_generated_project_passes_its_own_checks(generate: Generate, tmp_path:
     project = generate(**answers)
     home = tmp_path / "home"
     home.mkdir()
-    # Only uv may use what this machine keeps: its cache, and its settings.
-    environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
 
     def uv(*arguments: str, **variables: str) -> None:
         """Run uv in the project, and show what it printed when it fails."""
         done = subprocess.run(
             ["uv", *arguments],
             cwd=project,
-            env={**environment, **variables},
+            env={**users_environment(), **variables},
             check=False,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -41,10 +38,8 @@ def test_a_generated_project_passes_its_own_checks(generate: Generate, tmp_path:
 
     git(project, "init", "--quiet")
     uv("sync", "--python", sys.executable)
-    uv("run", "--no-sync", "ruff", "check")
-    uv("run", "--no-sync", "ruff", "format", "--check")
-    uv("run", "--no-sync", "pyright")
     commit(project, "Scaffold")
+    # Ruff's check and format, and pyright.
     uv("run", "--no-sync", "pre-commit", "run", "--all-files")
     uv("run", "--no-sync", "pytest", HOME=str(home), PREFECT_HOME=str(home / ".prefect"))
 
