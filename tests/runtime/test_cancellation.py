@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("prefect_api")
 
 ROOT = Path(__file__).parents[2]
 
-LONG = 45.0
+LONG = 120.0
 """Seconds that what is stopped would take, and that a condition is waited for at most."""
 
 STOPS = {signal.SIGTERM: TerminationSignal, signal.SIGINT: KeyboardInterrupt}
