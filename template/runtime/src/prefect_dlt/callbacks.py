@@ -310,12 +310,8 @@ class CallbackCollector(LogCollector):
         self.__run.progress = None
 
     @override
+    @forgotten_afterwards()  # dlt clears its list next; with this, nobody holds the old one
     def on_end_trace(self, trace: PipelineTrace, pipeline: SupportsPipeline, send_state: bool) -> None:
-        # dlt clears its list next; with this, nobody holds the old one.
-        with forgotten_afterwards():
-            self._note_trace(trace, pipeline)
-
-    def _note_trace(self, trace: PipelineTrace, pipeline: SupportsPipeline) -> None:
         self.__run.last_trace = trace
         if self.__run.record is not None:
             self.__run.record.add_trace(trace)
