@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,12 +37,26 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def prefect_api(own_prefect_home: None) -> Iterator[None]:
-    """A real Prefect server with a database of its own; it takes some ten seconds to start."""
-    from prefect.testing.utilities import prefect_test_harness
+def prefect_database(pytestconfig: pytest.Config, own_prefect_home: None) -> Path:
+    """A database for servers to be started with a copy of; pytest keeps it for later."""
+    from tests.prefect_database import migrated
 
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
+    assert pytestconfig.cache is not None
+    return migrated(pytestconfig.cache.mkdir("prefect"))
+
+
+@pytest.fixture(scope="session")
+def prefect_api(prefect_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A real Prefect server with a database of its own; it takes some five seconds to start."""
+    from prefect.testing import utilities
+
+    folder = tmp_path_factory.mktemp("prefect-api")
+    shutil.copyfile(prefect_database, folder / "prefect-test.db")
+    with pytest.MonkeyPatch.context() as patch:
+        # Where it has its database; by default, it makes an empty one in a new folder.
+        patch.setattr(utilities, "mkdtemp", lambda: str(folder))
+        with utilities.prefect_test_harness(server_startup_timeout=120):
+            yield
 
 
 @pytest.fixture(scope="session")

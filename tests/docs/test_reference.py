@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -45,11 +46,13 @@ def signatures(code: str) -> Signatures:
     return found
 
 
+@functools.cache
 def in_package() -> Signatures:
     modules = (ROOT / "template" / "runtime" / "src" / "prefect_dlt").glob("*.py")
     return {name: text for module in modules for name, text in signatures(module.read_text(encoding="utf-8")).items()}
 
 
+@functools.cache
 def in_reference() -> Signatures:
     from tests.docs.test_pages import blocks
 

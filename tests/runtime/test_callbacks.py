@@ -328,6 +328,7 @@ class Observed(CallbackCollector):
         self.records.append(record)
 
 
+@pytest.mark.slow
 def test_two_pipelines_that_run_at_once_with_one_collector_are_reported_apart(
     pipeline: Callable[..., Pipeline], tmp_path: Path
 ) -> None:

@@ -128,11 +128,11 @@ def is_cancelled_with_its_tasks_closed(flow_run_name: str) -> bool:
     ("where", "number", "is_pending"),
     [
         ("extract", signal.SIGTERM, False),
-        ("extract", signal.SIGINT, False),
-        ("normalize", signal.SIGTERM, True),
+        pytest.param("extract", signal.SIGINT, False, marks=pytest.mark.slow),
+        pytest.param("normalize", signal.SIGTERM, True, marks=pytest.mark.slow),
         ("load", signal.SIGTERM, True),
-        ("load", signal.SIGINT, True),
-        ("pause", signal.SIGTERM, False),
+        pytest.param("load", signal.SIGINT, True, marks=pytest.mark.slow),
+        pytest.param("pause", signal.SIGTERM, False, marks=pytest.mark.slow),
     ],
 )
 def test_a_pipeline_in_a_task_stops_and_keeps_what_is_pending_and_the_next_run_finishes_it(
@@ -182,6 +182,11 @@ def start(own_folder: Path) -> Iterator[Callable[[str], subprocess.Popen[bytes]]
     for process in started:
         process.send_signal(signal.SIGINT)
         process.wait(LONG)
+
+
+def has_begun(folder: Path) -> bool:
+    """Tell whether the load step in a folder has begun."""
+    return (folder / "reached").exists()
 
 
 def wait_for_process(folder: Path) -> psutil.Process:
@@ -278,8 +283,7 @@ def test_a_pool_with_idle_processes_or_more_tasks_than_processes_ends_and_begins
                 # Both processes are there, and one is idle by the time the other one is at work.
                 wait([nothing.submit() for _ in range(4)])
             futures = [served.load.submit(str(folder)) for folder in folders]
-            for folder in folders[:2]:
-                wait_for_process(folder)
+            wait_until(lambda: sum(map(has_begun, folders)) == min(parts, 2))
             os.kill(os.getpid(), signal.SIGTERM)
             futures[0].result()
 
@@ -287,7 +291,8 @@ def test_a_pool_with_idle_processes_or_more_tasks_than_processes_ends_and_begins
         main()
 
     assert not [each for each in multiprocessing.active_children() if each not in others]
-    assert [(folder / "reached").exists() for folder in folders] == [number < 2 for number in range(parts)]
+    # Prefect hands tasks to the pool on threads: which of them are the first two, nobody knows.
+    assert sum(map(has_begun, folders)) == min(parts, 2)
 
 
 @task

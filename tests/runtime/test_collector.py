@@ -151,6 +151,7 @@ class TestArtifacts:
             assert "| Retry policy | `2 attempts` |" in str(artifact.data)
         assert str(artifacts["shop-summary"].description).startswith("Failed in extract · ConnectionError: asleep")
 
+    @pytest.mark.slow
     def test_a_first_load_of_many_tables_is_listed_in_table_artifacts(self, pipeline: Callable[..., Pipeline]) -> None:
         runs: list[UUID] = []
 
@@ -211,6 +212,7 @@ class TestArtifacts:
                 assert secret not in f"{artifact.key} {artifact.description} {artifact.data}"
         assert "401 for ***" in str(artifacts["shop-summary"].data)
 
+    @pytest.mark.slow
     def test_a_thread_with_a_copy_of_the_context_reports_for_its_run(self, pipeline: Callable[..., Pipeline]) -> None:
         runs: list[UUID] = []
 
@@ -226,6 +228,7 @@ class TestArtifacts:
 
         assert "shop-summary" in artifacts_of(runs[0])
 
+    @pytest.mark.slow
     def test_steps_that_are_called_one_by_one_leave_one_summary(self, pipeline: Callable[..., Pipeline]) -> None:
         runs: list[UUID] = []
 
@@ -243,6 +246,7 @@ class TestArtifacts:
         assert str(artifacts["shop-summary"].description).startswith("Loaded · 11 rows · 4 tables · ")
         assert {"shop-extract-report", "shop-normalize-report", "shop-load-report"} < set(artifacts)
 
+    @pytest.mark.slow
     def test_one_collector_given_to_two_pipelines_reports_each_as_itself(
         self, pipeline: Callable[..., Pipeline], tmp_path: Path
     ) -> None:
@@ -275,6 +279,7 @@ class TestArtifacts:
         assert "| `two_rows` | 2 |" in str(artifacts["two-summary"].data)
         assert artifacts["one-summary"].task_run_id != artifacts["two-summary"].task_run_id
 
+    @pytest.mark.slow
     def test_a_pipeline_that_ends_leaves_the_artifacts_of_its_neighbour_in_the_same_run_alone(
         self, pipeline: Callable[..., Pipeline]
     ) -> None:
@@ -318,6 +323,7 @@ class TestArtifacts:
 
         assert "shop-summary" in artifacts_of(runs[0])
 
+    @pytest.mark.slow
     def test_a_second_run_is_a_new_version_of_the_same_artifact(self, pipeline: Callable[..., Pipeline]) -> None:
         runs: list[UUID] = []
 
@@ -333,6 +339,7 @@ class TestArtifacts:
         assert first.key == second.key
         assert first.id != second.id
 
+    @pytest.mark.slow
     def test_a_pipeline_and_its_copy_each_report_as_their_own(self, pipeline: Callable[..., Pipeline]) -> None:
         runs: list[UUID] = []
 

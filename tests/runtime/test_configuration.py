@@ -168,6 +168,7 @@ def test_a_given_value_of_a_wrong_type_is_refused(given: dict[str, Any], pipelin
         runner(pipeline(), **given)
 
 
+@pytest.mark.slow
 def test_the_section_of_a_pipeline_counts_for_those_that_derive_from_it(
     prefect_api: None, pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import dlt
 import duckdb
+import psycopg2
 import pytest
 from dlt.sources.sql_database import sql_database
 from prefect import flow, get_run_logger, task
@@ -90,12 +92,21 @@ def test_a_subclass_acts_between_attempts() -> None:
     assert retries == [(1, False, "orders"), (2, True, "orders")]
 
 
-@pytest.mark.usefixtures("shop_database")
-def test_a_flow_takes_a_database_apart() -> None:
+@pytest.mark.slow
+def test_a_flow_takes_a_database_apart(make_database: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    address = make_database("contract")
+    with psycopg2.connect(address) as connection, connection.cursor() as cursor:
+        cursor.execute("CREATE SCHEMA shop; CREATE TABLE shop.items AS SELECT 1 AS id UNION SELECT 2 UNION SELECT 3")
+        cursor.execute("CREATE TABLE shop.orders AS SELECT 1 AS id UNION SELECT 2")
+    monkeypatch.setenv("SOURCES__SQL_DATABASE__CREDENTIALS", address.replace("postgresql", "postgresql+psycopg2", 1))
+
     @flow(task_runner=ThreadPoolTaskRunner(max_workers=5))
     def main() -> Any:
         pipeline = dlt.pipeline("orders", destination=dlt.destinations.duckdb("shop.duckdb"), dataset_name="shop_data")
-        load = create_run_pipeline_flow(pipeline=pipeline, source=sql_database(), decompose=True, flow_name="load_shop")
+        load = create_run_pipeline_flow(
+            pipeline=pipeline, source=sql_database(schema="shop"), decompose=True, flow_name="load_shop",
+            extract_workers=10, normalize_workers=3, file_max_items=10_000, file_max_bytes=1_000_000,
+        )  # fmt: skip
         return load(write_disposition="append")
 
     result = main()
@@ -108,6 +119,7 @@ def test_a_flow_takes_a_database_apart() -> None:
     assert rows("shop.duckdb", "shop_data.orders") == 2
 
 
+@pytest.mark.slow
 def test_a_flow_runs_as_wide_as_the_flow_that_calls_it(own_folder: Path) -> None:
     running, most = 0, 0
     lock = threading.Lock()

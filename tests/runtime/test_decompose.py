@@ -6,9 +6,20 @@ from typing import Any
 
 import dlt
 import pytest
+from dlt.common.normalizers.naming.snake_case import NamingConvention as SnakeCaseNaming
 from dlt.extract import DltSource
 
-from prefect_dlt.decompose import LONGEST_NAME, Component, components, decompose_mode, derived_name, select
+from prefect_dlt.decompose import (
+    LONGEST_NAME,
+    LONGEST_STAGING_NAME,
+    Component,
+    all_components,
+    components,
+    decompose_mode,
+    derived_name,
+    select,
+    staging_name,
+)
 from prefect_dlt.errors import ConfigurationError, NotASourceError, UnknownResourcesError
 
 
@@ -82,6 +93,10 @@ def test_a_resource_that_pipes_into_another_gives_one_part() -> None:
     assert components(piped()) == [Component("numbers", ("doubles",))]
 
 
+def test_all_parts_include_what_is_not_selected() -> None:
+    assert Component("pages", ("items", "pages")) in all_components(shop())
+
+
 @pytest.mark.parametrize("data", [[1, 2], None, dlt.resource([1], name="orders")], ids=["list", "None", "resource"])
 def test_what_is_no_source_is_not_taken_apart(data: Any) -> None:
     with pytest.raises(NotASourceError, match=type(data).__name__):
@@ -102,6 +117,19 @@ def test_only_the_named_resources_are_selected_and_the_source_itself_is_left_alo
 
     assert set(select(source, ["orders", "pages"]).resources.selected) == {"orders", "pages"}
     assert "pages" not in source.resources.selected
+
+
+def test_a_part_is_a_copy_of_its_own_resources_without_those_of_others() -> None:
+    source = shop()
+    members = next(part.resources for part in all_components(source) if "cities" in part.resources)
+
+    part = select(source, ["cities"], members)
+
+    assert set(part.resources) == set(members) < set(source.resources)
+    assert set(part.resources.selected) == {"cities"}
+    assert list(part) == [{"id": 1}]
+    assert part.schema is not source.schema
+    assert "users" in source.resources.selected
 
 
 def test_a_transformer_alone_is_still_fed() -> None:
@@ -135,15 +163,15 @@ def test_resources_of_what_is_no_source_cannot_be_chosen() -> None:
 
 @pytest.mark.parametrize(
     ("given", "mode"),
-    [(True, "parallel"), (False, "none"), ("none", "none"), ("sequential", "sequential"), ("parallel", "parallel")],
+    [(True, "parallel"), (False, "none"), *((each, each) for each in ("none", "sequential", "parallel", "auto"))],
 )
-def test_a_mode_is_one_of_three_words_or_a_truth_value(given: Any, mode: str) -> None:
+def test_a_mode_is_one_of_four_words_or_a_truth_value(given: Any, mode: str) -> None:
     assert decompose_mode(given) == mode
 
 
 @pytest.mark.parametrize("given", ["serial", "", None, 1])
 def test_any_other_mode_is_refused_with_those_to_choose_from(given: Any) -> None:
-    with pytest.raises(ConfigurationError, match="'none', 'sequential', 'parallel'"):
+    with pytest.raises(ConfigurationError, match="'none', 'sequential', 'parallel', 'auto'"):
         decompose_mode(given)
 
 
@@ -200,3 +228,19 @@ def test_dlt_takes_a_derived_name(tmp_path: Any, monkeypatch: pytest.MonkeyPatch
     for component in ODD_NAMES:
         name = derived_name("shop", component)
         assert dlt.pipeline(name, destination="duckdb", pipelines_dir=str(tmp_path)).pipeline_name == name
+
+
+def test_a_plain_name_is_that_of_its_staging_area_too() -> None:
+    assert staging_name("order_items") == "order_items"
+    assert staging_name("Orders") == "b7e8acdd_orders"
+
+
+def test_no_two_staging_areas_are_called_the_same_by_any_destination() -> None:
+    naming = SnakeCaseNaming(63)
+    names = [*ODD_NAMES, *("".join(each) for each in itertools.product("a_-", repeat=4)), "x", "a_b", "A_b", "aB"]
+
+    def called(name: str) -> str:
+        return naming.normalize_table_identifier(f"shop_data_staging_{staging_name(name)}")
+
+    assert len({called(name) for name in names}) == len(set(names))
+    assert all(len(staging_name(name)) <= LONGEST_STAGING_NAME for name in names)

@@ -202,6 +202,7 @@ def put_aside_and_die(pipeline: Pipeline, moment: str) -> None:
     put_aside(pipeline)
 
 
+@pytest.mark.slow
 def test_what_dlt_loaded_meanwhile_is_left_alone_by_what_is_finished_late(stuck: Pipeline, pipeline: Make) -> None:
     folder = discard._new_folder(discard.discarded_folder(Path(stuck.working_dir)))
     packages = tuple(pending_packages(Path(stuck.working_dir)))
@@ -216,6 +217,7 @@ def test_what_dlt_loaded_meanwhile_is_left_alone_by_what_is_finished_late(stuck:
     assert ids(stuck) == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
+@pytest.mark.slow
 def test_a_package_without_the_state_from_before_it_is_not_put_aside(stuck: Pipeline) -> None:
     (load_id,) = stuck.list_normalized_load_packages()
     restore_folder = Path(stuck.working_dir) / "load" / "normalized" / load_id / ".restore"
@@ -243,6 +245,7 @@ def test_what_was_put_aside_can_be_brought_back(stuck: Pipeline, pipeline: Make)
         restore(again, discarded.folder.name)
 
 
+@pytest.mark.slow
 def test_what_is_brought_back_is_loaded_as_its_resource_said(pipeline: Make) -> None:
     shop = pipeline()
     runner(shop).run([{"id": 1}], table_name="customers")
@@ -307,6 +310,7 @@ def test_a_folder_moves_to_another_file_system_too_and_again_after_a_kill(
 # -- a clean folder ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_clean_folder_with_pending_data_says_what_it_would_lose_and_how_not_to(stuck: Pipeline) -> None:
     (load_id,) = stuck.list_normalized_load_packages()
 
@@ -336,6 +340,7 @@ def test_a_clean_folder_is_had_when_pending_data_may_be_put_aside(stuck: Pipelin
     assert not rubbish.exists()
 
 
+@pytest.mark.slow
 def test_traces_that_wait_as_files_survive_a_clean_folder(pipeline: Make) -> None:
     shop = pipeline()
     runner(shop).run(orders(3))
@@ -354,6 +359,7 @@ def test_traces_that_wait_as_files_survive_a_clean_folder(pipeline: Make) -> Non
     assert ids(shop) == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_the_folder_stays_when_nothing_can_be_restored(pipeline: Make) -> None:
     shop = pipeline()
     runner(shop).run(orders(3))
@@ -369,6 +375,7 @@ def test_the_folder_stays_when_nothing_can_be_restored(pipeline: Make) -> None:
     assert ids(again) == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_destination_with_a_relative_name_is_the_same_after_a_clean_folder_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,6 +103,7 @@ def test_a_run_tells_of_its_tables_and_what_it_loaded(
     assert [run.id for run in client.read_task_runs(flow_run_filter=of_flow)] == [task_run_id]
 
 
+@pytest.mark.slow
 def test_assets_can_be_left_out(pipeline: Callable[..., Pipeline], client: SyncPrefectClient) -> None:
     @flow
     def main() -> str:
@@ -119,6 +120,7 @@ def test_assets_can_be_left_out(pipeline: Callable[..., Pipeline], client: SyncP
     assert events_of(client, "prefect.asset.materialization.succeeded", of_run) == []
 
 
+@pytest.mark.slow
 def test_changes_of_what_was_pending_and_of_what_is_new_are_told_both(
     pipeline: Callable[..., Pipeline], client: SyncPrefectClient
 ) -> None:

@@ -10,6 +10,10 @@ import pytest
 
 from prefect_dlt.command import main
 from prefect_dlt.errors import (
+    CallableNeededError,
+    CollisionError,
+    ComponentFailedError,
+    ComponentRunsElsewhereError,
     ComponentsFailedError,
     ConfigurationError,
     FailedJobsError,
@@ -17,21 +21,35 @@ from prefect_dlt.errors import (
     PendingDataError,
     PipelineLockedError,
     PrefectDltError,
+    SharedStagingError,
     UnknownResourcesError,
     UnknownStateError,
     VerificationError,
 )
+from prefect_dlt.record import TableRow
+from prefect_dlt.results import ComponentResult, all_loaded
 
 EXAMPLES: list[PrefectDltError] = [
     ConfigurationError("attempts", 0, "give a whole number of attempts, at least 1"),
     UnknownResourcesError("shop", ("order",), ("items", "orders")),
     NotASourceError("list"),
+    CallableNeededError("pipeline", "a pipeline, 'shop'", "Flow runs of 'a pool'", "    def build_pipeline(): ..."),
+    ComponentRunsElsewhereError("shop__people", "people of tidy-fox", 60.0),
     PipelineLockedError("shop", "/data/pipelines/shop", "process 42 (load.py) on host-a, since 09:00:00 UTC", 5.0),
     PendingDataError("shop", "/data/pipelines/shop", ("1700000000.1", "1700000000.2"), ("load package 1: extracted",)),
     UnknownStateError("shop", "/data/pipelines/shop", "1700000000.1"),
     FailedJobsError("shop", (("1700000000.1", "items", "/data/items.1.jsonl", "ConversionException: no number"),)),
     VerificationError("shop", (("1700000000.1", "orders", "rows of the load", 3, 2),)),
-    ComponentsFailedError("load shop", {"items": "OSError: disk full"}, ("orders", "users")),
+    CollisionError("shop", "parallel", "table", {"orders": ("Orders", "orders")}),
+    SharedStagingError("shop", ("orders",), "staging_dataset_name_layout names one staging dataset for all"),
+    ComponentFailedError("items", "OSError: disk full", {"attempts": 3, "tables": (TableRow("items", 2, 0.1),)}),
+    ComponentsFailedError(
+        "load shop",
+        {"items": "OSError: disk full"},
+        ("orders", "users"),
+        {"visits": "not started, because 'items' failed"},
+        (ComponentResult("items", error="OSError: disk full"),),
+    ),
 ]
 
 
@@ -103,6 +121,20 @@ def test_failed_components_are_listed_with_their_errors_and_the_way_on() -> None
     )
 
 
+def test_parts_that_were_not_started_are_told_apart_from_those_that_failed() -> None:
+    error = ComponentsFailedError("load shop", {"items": "disk full"}, (), {"users": "not started"})
+
+    assert str(error).splitlines()[2:4] == ["For that, these were not loaded either:", "  users: not started"]
+
+
+def test_what_collides_is_named_with_the_way_out() -> None:
+    error = CollisionError("shop", "parallel", "table", {"orders": ("Orders", "orders")})
+
+    assert "'Orders', 'orders' write to table 'orders'" in str(error)
+    assert "decompose='none'" in str(error)
+    assert "Rename" in str(CollisionError("shop", "parallel", "pipeline", {"shop__a": ("a", "A")}))
+
+
 def test_nothing_is_said_about_other_parts_when_all_failed() -> None:
     assert "other parts" not in str(ComponentsFailedError("load shop", {"items": "OSError: disk full"}, ()))
 
@@ -119,6 +151,23 @@ def test_the_command_that_puts_pending_data_aside_is_right(tmp_path: Path, monke
     assert main([*shlex.split(command), "--yes"]) == 0
 
     assert not pipeline.has_pending_data
+
+
+def test_parts_that_were_cancelled_without_a_failure_are_not_told_as_failed() -> None:
+    results = (ComponentResult("items"), ComponentResult("orders", error="is cancelled", failed_as="interrupted"))
+
+    with pytest.raises(ComponentsFailedError) as raised:
+        all_loaded("load shop", results)
+
+    assert str(raised.value).startswith("1 of 2 parts of 'load shop' were not loaded:\n  orders: is cancelled\n")
+    assert raised.value.failures == {}
+    assert raised.value.loaded == ("items",)
+
+
+def test_which_flow_run_is_at_work_elsewhere_is_told() -> None:
+    message = str(ComponentRunsElsewhereError("shop__items", "items of tidy-fox", 5.0))
+
+    assert "'shop__items' is at work elsewhere in flow run 'items of tidy-fox', which did not end within 5 s" in message
 
 
 def test_who_holds_a_lock_and_for_how_long_it_was_waited_is_told() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cloudpickle
 import dlt
@@ -13,6 +13,7 @@ from dlt.common.configuration.utils import get_resolved_traces
 from dlt.pipeline.exceptions import PipelineStepFailed
 from dlt.pipeline.pipeline import Pipeline
 from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
 from tenacity import Retrying, stop_after_attempt
 
 from prefect_dlt import create_run_pipeline_flow, create_run_pipeline_task
@@ -23,6 +24,9 @@ from tests.runtime.sources import shop
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
 MODES = ["none", "sequential", "parallel"]
+
+PARALLEL_EVERYWHERE = [pytest.param(mode, marks=[pytest.mark.slow] * (mode != "parallel")) for mode in MODES]
+"""The first of these tests has every mode load on all versions; others do it in the others on the tested ones only."""
 
 
 @dlt.source
@@ -63,7 +67,7 @@ def test_every_mode_loads_every_table_once(pipeline: Callable[..., Pipeline], mo
     assert str(result).splitlines()[0].split() == ["table", "rows", "seconds"]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", PARALLEL_EVERYWHERE)
 def test_named_resources_are_loaded_and_no_others(pipeline: Callable[..., Pipeline], mode: Any) -> None:
     result = create_run_pipeline_flow(pipeline, shop, decompose=mode)(resources=["orders"])
 
@@ -100,6 +104,7 @@ def test_a_full_refresh_loads_anew_what_was_loaded_before(pipeline: Callable[...
     assert count(pipeline(), "numbers") == 3
 
 
+@pytest.mark.slow
 def test_parts_have_pipelines_of_their_own_and_transformers_stay_with_their_source(
     pipeline: Callable[..., Pipeline],
 ) -> None:
@@ -123,7 +128,8 @@ def test_a_part_that_fails_stops_no_other(pipeline: Callable[..., Pipeline]) -> 
     assert count(pipeline(), "good") == 1
 
 
-@pytest.mark.parametrize("mode", ["sequential", "parallel"])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", PARALLEL_EVERYWHERE[1:])
 def test_what_a_part_has_extracted_is_loaded_by_a_later_run_without_extracting_it_again(
     pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch, mode: Any
 ) -> None:
@@ -154,7 +160,7 @@ def test_what_a_part_has_extracted_is_loaded_by_a_later_run_without_extracting_i
         with pytest.raises(ComponentsFailedError) as raised:
             load()
     if mode == "sequential":
-        assert "'first' has extracted could not be loaded" in raised.value.failures["second"]
+        assert "'first' has extracted could not be loaded" in raised.value.not_loaded["second"]
         assert extracted == ["first"]
     else:
         assert set(raised.value.failures) == {"first"}
@@ -168,6 +174,7 @@ def test_what_a_part_has_extracted_is_loaded_by_a_later_run_without_extracting_i
     assert count(pipeline(), "second") == 1
 
 
+@pytest.mark.slow
 def test_a_request_to_stop_starts_no_further_part(pipeline: Callable[..., Pipeline]) -> None:
     started: list[str] = []
 
@@ -188,6 +195,7 @@ def test_a_request_to_stop_starts_no_further_part(pipeline: Callable[..., Pipeli
     assert started == ["a"]
 
 
+@pytest.mark.slow
 def test_parts_share_a_pipeline_that_stores_their_traces(pipeline: Callable[..., Pipeline]) -> None:
     store = pipeline("traces")
 
@@ -207,6 +215,7 @@ def test_a_whole_source_that_fails_raises_its_own_error(pipeline: Callable[..., 
         create_run_pipeline_flow(pipeline, bad)()
 
 
+@pytest.mark.slow
 def test_each_part_retries_by_itself(pipeline: Callable[..., Pipeline]) -> None:
     calls: dict[str, int] = {}
 
@@ -235,6 +244,7 @@ def test_each_part_retries_by_itself(pipeline: Callable[..., Pipeline]) -> None:
     assert count(pipeline(), "shaky") == 1
 
 
+@pytest.mark.slow
 def test_data_that_is_no_source_is_loaded_whole_and_not_taken_apart(pipeline: Callable[..., Pipeline]) -> None:
     rows = [{"id": 1}, {"id": 2}]
 
@@ -245,8 +255,14 @@ def test_data_that_is_no_source_is_loaded_whole_and_not_taken_apart(pipeline: Ca
         create_run_pipeline_flow(pipeline, rows, decompose=True)(table_name="orders")
 
 
+def test_what_is_no_task_runner_is_refused_when_the_flow_is_made(pipeline: Callable[..., Pipeline]) -> None:
+    with pytest.raises(ConfigurationError, match="task_runner cannot be 'threads'"):
+        create_run_pipeline_flow(pipeline(), [1], task_runner=cast("Any", "threads"))
+    create_run_pipeline_flow(pipeline(), [1], task_runner=cast("Any", ThreadPoolTaskRunner))
+
+
 def test_a_mode_that_does_not_exist_is_refused_when_the_flow_is_made(pipeline: Callable[..., Pipeline]) -> None:
-    with pytest.raises(ConfigurationError, match="'none', 'sequential', 'parallel'"):
+    with pytest.raises(ConfigurationError, match="'none', 'sequential', 'parallel', 'auto'"):
         create_run_pipeline_flow(pipeline, shop, decompose="serial")  # type: ignore[arg-type]
 
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 import dlt
 import pytest
 import sqlalchemy
+from dlt.common.configuration import configspec
 from dlt.common.configuration.container import Container
 from dlt.common.configuration.inject import set_fun_last_config
 from dlt.common.configuration.resolve import resolve_configuration
@@ -114,6 +115,38 @@ class TestWhatDltResolves:
 
         assert get_resolved_traces().resolved_traces == []
         assert KEY in known_secrets()
+
+    def test_what_is_put_into_a_configuration_after_it_was_resolved_is_known_to_its_thread(self) -> None:
+        credentials = resolve_configuration(
+            ConnectionStringCredentials("postgresql://loader@db:5432/shop"), sections=("later",)
+        )
+        assert KEY not in learn_secrets()
+
+        credentials.password = KEY
+
+        assert KEY in learn_secrets()
+
+    def test_what_another_thread_is_still_resolving_is_looked_at_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        looked_at, is_done = threading.Event(), threading.Event()
+
+        @configspec
+        class Slow(ConnectionStringCredentials):
+            def on_resolved(self) -> None:
+                looked_at.set()
+                is_done.wait(60)
+                self.password = KEY
+
+        monkeypatch.setenv("SLOW__USERNAME", "loader")
+        other = threading.Thread(
+            target=resolve_configuration, args=(Slow("postgresql://db:5432/shop"),), kwargs={"sections": ("slow",)}
+        )
+        other.start()
+        looked_at.wait(60)
+        assert KEY not in learn_secrets()
+        is_done.set()
+        other.join()
+
+        assert KEY in learn_secrets()
 
     def test_of_an_address_only_the_password_is_a_secret(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CREDENTIALS", "postgresql://loader:p%40ss@db:5432/shop?sslpassword=hunter2")
@@ -267,6 +300,7 @@ class TestAfterARun:
 
         return resolve
 
+    @pytest.mark.slow
     def test_with_a_collector_nothing_that_was_in_use_is_held(
         self,
         pipeline: Callable[..., Pipeline],
@@ -284,6 +318,7 @@ class TestAfterARun:
         assert [each() for each in used] == [None]
         assert KEY in known_secrets()
 
+    @pytest.mark.slow
     def test_with_a_runner_neither_what_is_looked_up_once_all_is_loaded(
         self,
         pipeline: Callable[..., Pipeline],

@@ -50,6 +50,7 @@ def troubles(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [each.getMessage() for each in caplog.records if each.levelno > logging.INFO and "prefect" in each.name]
 
 
+@pytest.mark.slow
 def test_a_task_may_return_it_and_another_process_reads_it_and_no_password_is_in_it(
     own_folder: Path, make_database: Callable[[str], str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -83,8 +83,10 @@ def talkative(name: str = "", level: int = logging.WARNING, progress: Any = NULL
     return run
 
 
-def lines_of(flow_run_id: UUID | None, task_run_id: UUID | None = None) -> Counter[tuple[UUID | None, str]]:
-    """Return what dlt's logger has in the log of a flow run, or of a task run: task run and message, and how often."""
+def lines_of(
+    flow_run_id: UUID | None, task_run_id: UUID | None = None, name: str = "dlt"
+) -> Counter[tuple[UUID | None, str]]:
+    """Return what a logger has in the log of a flow run, or of a task run: task run and message, and how often."""
     drained = APILogWorker.drain_all(timeout=30)
     assert not asyncio.iscoroutine(drained)
     which = (
@@ -93,7 +95,7 @@ def lines_of(flow_run_id: UUID | None, task_run_id: UUID | None = None) -> Count
         else LogFilter(task_run_id=LogFilterTaskRunId(any_=[task_run_id] if task_run_id else []))
     )
     with get_client(sync_client=True) as client:
-        return Counter((line.task_run_id, line.message) for line in client.read_logs(which) if line.name == "dlt")
+        return Counter((line.task_run_id, line.message) for line in client.read_logs(which) if line.name == name)
 
 
 def own_ids() -> tuple[UUID, UUID | None]:
@@ -166,6 +168,23 @@ class TestForwarding:
         ((flow_run_id, _),) = runs
         assert lines_of(flow_run_id) == once(None, *PLACES)
 
+    def test_what_this_package_warns_of_reaches_the_run_too(self) -> None:
+        runs: list[tuple[UUID, UUID | None]] = []
+        own = logging.getLogger("prefect_dlt")
+
+        @flow
+        def load() -> None:
+            runs.append(own_ids())
+            with forward_dlt_logs():
+                own.warning("no worker is there")
+            own.warning("nobody's")
+
+        load()
+
+        ((flow_run_id, _),) = runs
+        assert lines_of(flow_run_id, name="prefect_dlt") == once(None, "no worker is there")
+        assert not [handler for handler in own.handlers if type(handler).__module__ != "_pytest.logging"]
+
     def test_a_task_without_a_flow_keeps_its_lines(self) -> None:
         runs: list[tuple[UUID | None, UUID | None] | None] = []
 
@@ -181,6 +200,7 @@ class TestForwarding:
         assert run_ids is not None
         assert lines_of(*run_ids) == once(run_ids[1], *PLACES)
 
+    @pytest.mark.slow
     def test_a_flow_called_in_a_task_keeps_its_own_lines_and_artifacts(self) -> None:
         runs: list[tuple[UUID, UUID | None]] = []
 
@@ -202,7 +222,7 @@ class TestForwarding:
             own = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
             assert {artifact.task_run_id for artifact in client.read_artifacts(artifact_filter=own)} == {None}
 
-    @pytest.mark.parametrize("with_collector", [True, False])
+    @pytest.mark.parametrize("with_collector", [pytest.param(True, marks=pytest.mark.slow), False])
     def test_two_pipelines_at_once_do_not_mix(self, with_collector: bool) -> None:
         runs: dict[str, tuple[UUID, UUID | None]] = {}
         both = threading.Barrier(2, timeout=60)
@@ -276,6 +296,7 @@ class TestForwarding:
 
         assert lines_of(runs[0][0]) == once(None, "of the run")
 
+    @pytest.mark.slow
     def test_a_run_inside_another_gives_the_thread_back(self) -> None:
         runs: dict[str, tuple[UUID, UUID | None]] = {}
 
@@ -350,6 +371,7 @@ class TestLevels:
 
         assert not lines_of(runs[0][0])
 
+    @pytest.mark.slow
     def test_what_is_asked_for_one_run_is_not_for_another(self) -> None:
         runs: dict[str, tuple[UUID, UUID | None]] = {}
         written: list[str] = []

@@ -15,7 +15,8 @@ from dlt.pipeline.exceptions import PipelineStepFailed
 from dlt.pipeline.pipeline import Pipeline
 from dlt.pipeline.trace import PipelineStepTrace, PipelineTrace
 
-from prefect_dlt.record import RunRecord, extracted, jobs, normalized
+from prefect_dlt.record import RunRecord
+from prefect_dlt.steps import extracted, jobs, normalized
 from tests.runtime.reports import empty_record, finished, new_table, recorded
 from tests.runtime.sources import shop
 

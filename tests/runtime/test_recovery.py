@@ -177,7 +177,9 @@ def test_rows_without_ids_are_told_by_their_load(
     expect_once(again, ROWS + 30, nested=False)
 
 
-@pytest.mark.parametrize(("write", "job"), [("append", ".parquet"), ("merge", ".sql")])
+@pytest.mark.parametrize(
+    ("write", "job"), [("append", ".parquet"), pytest.param("merge", ".sql", marks=pytest.mark.slow)]
+)
 def test_rows_that_cannot_be_told_are_named(
     pipeline: Callable[..., Pipeline], caplog: pytest.LogCaptureFixture, write: str, job: str
 ) -> None:
@@ -216,6 +218,7 @@ def test_rows_of_earlier_loads_with_the_same_ids_are_not_taken_for_those_of_this
     assert ids(again, "orders__items", "sku") == ["a", "a", "b", "b"]
 
 
+@pytest.mark.slow
 def test_rows_of_earlier_loads_with_the_same_ids_are_not_taken_back(pipeline: Callable[..., Pipeline]) -> None:
     rows = [{"id": 1, "_dlt_id": "brought along", "items": [{"sku": "a"}, {"sku": "b"}]}]
     runner(pipeline()).run(rows, table_name="orders", write_disposition="merge")
@@ -231,6 +234,7 @@ def test_rows_of_earlier_loads_with_the_same_ids_are_not_taken_back(pipeline: Ca
     assert ids(again, "orders__items", "sku") == ["a", "a", "b", "b"]
 
 
+@pytest.mark.slow
 def test_arrow_tables_with_load_ids_of_another_place_are_named(pipeline: Callable[..., Pipeline]) -> None:
     pa = pytest.importorskip("pyarrow")
     copied = pa.table({"id": [1, 2], "_dlt_load_id": ["1700000000.1", "1700000000.1"]})
@@ -247,6 +251,7 @@ def test_arrow_tables_with_load_ids_of_another_place_are_named(pipeline: Callabl
     assert [found.unsure for found in runs.record.recovered] == [{"orders"}]
 
 
+@pytest.mark.slow
 def test_files_are_written_over(tmp_path: Path) -> None:
     def shop() -> Pipeline:
         destination = dlt.destinations.filesystem(str(tmp_path / "lake"))
@@ -265,6 +270,7 @@ def test_files_are_written_over(tmp_path: Path) -> None:
     assert not runs.record.recovered
 
 
+@pytest.mark.slow
 def test_a_package_that_is_stuck_already_is_healed(postgres_shop: Callable[..., Pipeline]) -> None:
     def run(patch: pytest.MonkeyPatch) -> None:
         dies(patch, *NOTE, after=False, when=starts_with("orders__items"))
@@ -279,6 +285,7 @@ def test_a_package_that_is_stuck_already_is_healed(postgres_shop: Callable[..., 
     expect_once(again, ROWS + 30)
 
 
+@pytest.mark.slow
 def test_a_commit_that_comes_late_is_no_reason_to_fail(
     postgres_shop: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,6 +311,7 @@ def test_a_commit_that_comes_late_is_no_reason_to_fail(
     assert found[1][0].loaded
 
 
+@pytest.mark.slow
 def test_a_commit_that_is_under_way_is_waited_for(postgres_shop: Callable[..., Pipeline]) -> None:
     def run(patch: pytest.MonkeyPatch) -> None:
         dies(patch, *NOTE, after=False, when=starts_with("orders."))
@@ -406,6 +414,7 @@ def test_whenever_a_run_is_killed_the_next_one_loads_everything_once(
     expect_once(again, ROWS + 30)
 
 
+@pytest.mark.slow
 def test_packages_of_one_extract_are_kept_together(pipeline: Callable[..., Pipeline]) -> None:
     def sources(last: int) -> list[Any]:
         @dlt.resource(name="visits")
@@ -438,6 +447,7 @@ def test_a_first_extract_that_nobody_was_told_of_is_loaded(pipeline: Callable[..
     expect_once(again, ROWS)
 
 
+@pytest.mark.slow
 def test_an_extract_that_did_not_end_is_begun_anew(pipeline: Callable[..., Pipeline]) -> None:
     def run(patch: pytest.MonkeyPatch) -> None:
         dies(patch, ExtractStorage, "close_writers", after=False)
@@ -449,6 +459,7 @@ def test_an_extract_that_did_not_end_is_begun_anew(pipeline: Callable[..., Pipel
     expect_once(again, ROWS)
 
 
+@pytest.mark.slow
 def test_hints_of_a_table_that_is_new_are_kept(pipeline: Callable[..., Pipeline]) -> None:
     visits = dlt.resource([{"id": 1}] * 3, name="visits", primary_key="id", write_disposition="merge")
 
@@ -463,6 +474,7 @@ def test_hints_of_a_table_that_is_new_are_kept(pipeline: Callable[..., Pipeline]
     assert ids(again, "visits") == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", [ROWS, ROWS + 30])
 def test_a_package_that_is_deleted_in_part_is_none(pipeline: Callable[..., Pipeline], last: int) -> None:
     """dlt deletes a package when it is normalised, or has nothing in it."""
@@ -483,7 +495,7 @@ def test_a_package_that_is_deleted_in_part_is_none(pipeline: Callable[..., Pipel
     expect_once(again, last)
 
 
-@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("is_first", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_schema_that_was_not_written_to_its_end_is_none(pipeline: Callable[..., Pipeline], is_first: bool) -> None:
     if not is_first:
         runner(pipeline()).run(orders(ROWS))
@@ -498,7 +510,14 @@ def test_a_schema_that_was_not_written_to_its_end_is_none(pipeline: Callable[...
     assert [path.name for path in schemas.iterdir() if not path.name.endswith(".schema.json")] == []
 
 
-@pytest.mark.parametrize("missing", ["load/new", "load/normalized", "load/loaded", "normalize/extracted"])
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "load/new",
+        *(pytest.param(folder, marks=pytest.mark.slow) for folder in ("load/normalized", "load/loaded")),
+        "normalize/extracted",
+    ],
+)
 def test_folders_that_were_not_made_yet_are_made(pipeline: Callable[..., Pipeline], missing: str) -> None:
     """dlt makes them one after the other, and takes the first one for all."""
     shop_pipeline = pipeline()

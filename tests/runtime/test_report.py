@@ -18,19 +18,12 @@ from prefect_dlt import CallbackCollector, runner
 from prefect_dlt.diagrams import timeline
 from prefect_dlt.errors import VerificationError
 from prefect_dlt.markdown import LONGEST_BLOCK, LONGEST_TABLE
+from prefect_dlt.page import LARGEST_LIST, LongList, Report
 from prefect_dlt.record import Recovered, RunRecord, Table, TableRow, Usage
-from prefect_dlt.report import (
-    LARGEST_LIST,
-    LongList,
-    Report,
-    failure_report,
-    headline,
-    schema_report,
-    stage_report,
-    summary,
-    text_table,
-)
+from prefect_dlt.report import failure_report, headline, summary, text_table
 from prefect_dlt.schema_changes import ColumnChange, TableChange
+from prefect_dlt.schema_report import schema_report
+from prefect_dlt.stage_report import stage_report
 from prefect_dlt.verification import Held, Verification
 from tests.runtime.reports import HOSTILE, cells, empty_record, finished, new_table, raised, recorded, rendered
 from tests.runtime.sources import shop

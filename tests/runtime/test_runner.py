@@ -114,6 +114,30 @@ def test_pending_data_is_finalised_on_its_own(
     assert runner(again).finalize() is None
 
 
+@pytest.mark.parametrize("has_destination", [True, False])
+def test_pending_data_goes_where_the_run_goes_when_its_pipeline_does_not_know(
+    own_folder: Path, has_destination: bool
+) -> None:
+    def build() -> Pipeline:
+        return dlt.pipeline(
+            "shop",
+            pipelines_dir=str(own_folder / "pipelines"),
+            destination="duckdb" if has_destination else None,
+            dataset_name="shop_data",
+        )
+
+    build().extract([{"id": 1}], table_name="orders")
+    place = {"credentials": str(own_folder / "warehouse.duckdb")}
+
+    shop = build()
+    runner(shop).run(
+        [{"id": 2}], table_name="orders", **place if has_destination else {"destination": "duckdb", **place}
+    )
+
+    assert count(shop, "orders") == 2
+    assert [path.name for path in own_folder.glob("*.duckdb")] == ["warehouse.duckdb"]
+
+
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(1), TerminationSignal(15)])
 def test_a_request_to_stop_is_not_retried(
     pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch, stop: BaseException
@@ -181,6 +205,7 @@ def test_the_policy_of_the_user_keeps_its_own_before_sleep(
     assert slept == [1]
 
 
+@pytest.mark.slow
 def test_a_trace_is_stored_for_each_attempt(pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch) -> None:
     shop_pipeline = pipeline()
     attempts = Fails(ConnectionError("asleep"), times=1)
@@ -301,6 +326,7 @@ def test_a_retry_is_told_where_progress_goes(
     assert told in stream.getvalue()
 
 
+@pytest.mark.slow
 def test_a_run_without_a_trace_stores_none_of_an_earlier_run(
     pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -426,6 +452,7 @@ def test_attempts_at_what_an_earlier_run_left_count_as_well(
     assert count(shop_pipeline, "orders") == 4
 
 
+@pytest.mark.slow
 def test_how_a_run_is_set_up_is_part_of_its_record(pipeline: Callable[..., Pipeline]) -> None:
     run = runner(pipeline(), retry_policy=THREE, retry_pipeline_steps=ALL_STEPS, store_trace_info=True)
     run.run(shop())

@@ -189,6 +189,7 @@ def test_the_rows_tell_what_an_attempt_did(pipeline: MakePipeline, monkeypatch: 
     ]
 
 
+@pytest.mark.slow
 def test_each_attempt_has_its_own_steps_and_number(pipeline: MakePipeline) -> None:
     """dlt adds what normalize() and load() do on their own to the trace before, that of an earlier run as well."""
     left = [OSError("disk full"), OSError("disk full")]
@@ -565,6 +566,7 @@ def test_files_that_a_killed_process_had_moved_are_found_again(pipeline: MakePip
     assert not working_dir.with_name(".shop.traces").exists()
 
 
+@pytest.mark.slow
 def test_a_trace_that_can_be_put_nowhere_is_a_warning_too(
     pipeline: MakePipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -607,6 +609,7 @@ def test_a_stop_request_while_a_trace_is_stored_is_passed_on(
     assert dlt.current.pipeline() is shop_pipeline
 
 
+@pytest.mark.slow
 def test_an_attempt_that_is_stopped_does_not_wait_for_the_store(
     pipeline: MakePipeline, caplog: pytest.LogCaptureFixture
 ) -> None:

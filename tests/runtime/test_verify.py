@@ -135,7 +135,7 @@ def test_a_table_that_is_replaced_is_counted_whole_and_so_is_what_is_nested_in_i
     assert found(filled.verify(), "orders__lines") == [("rows in all", 0, 1)]
 
 
-@pytest.mark.parametrize("strategy", ["delete-insert", "upsert"])
+@pytest.mark.parametrize("strategy", ["delete-insert", pytest.param("upsert", marks=pytest.mark.slow)])
 def test_rows_that_are_marked_as_deleted_are_not_expected(shop: Pipeline, strategy: str) -> None:
     @dlt.resource(
         name="orders",
@@ -258,6 +258,7 @@ def test_where_job_files_are_removed_what_this_process_normalised_is_known(
     )
 
 
+@pytest.mark.slow
 def test_arrow_tables_without_load_ids_are_listed_with_the_way_to_get_them(pipeline: Make) -> None:
     pa: Any = pytest.importorskip("pyarrow")
     shop = pipeline()
@@ -293,6 +294,7 @@ def test_ids_that_the_data_brings_along_are_no_difference(pipeline: Make) -> Non
     assert [each.table for each in told.not_verified] == ["orders__lines"]
 
 
+@pytest.mark.slow
 def test_of_several_packages_the_last_one_is_verified_and_appended_rows_of_all(pipeline: Make) -> None:
     shop = pipeline()
     verifier = Verifier(shop)

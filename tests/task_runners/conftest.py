@@ -52,6 +52,8 @@ def ray_instance(home_of_workers: Path) -> Iterator[None]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         # Ray listens on the address that it takes for the machine's own; on Linux, this alone makes it the loopback.
         patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # Ray's workers are nice to others by default: beside tests on all cores they take minutes to begin.
+        patch.setenv("RAY_worker_niceness", "0")
         # Its workers import from where they are told to, and not from where this process does.
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
         import ray

@@ -91,18 +91,29 @@ class Outcome:
 
 @pytest.fixture(
     scope="module",
-    params=[threads, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (process, dask, ray))],
-    ids=lambda kind: kind.__name__,
+    # Flows that are not async run on each of them in test_parts.py.
+    params=[
+        pytest.param((threads, run_flow), id="threads, flow"),
+        pytest.param((threads, run_async_flow), id="threads, async flow"),
+        *(
+            pytest.param((kind, run_async_flow), id=f"{kind.__name__}, async flow", marks=pytest.mark.slow)
+            for kind in (process, dask, ray)
+        ),
+    ],
 )
-def task_runner(request: pytest.FixtureRequest, prefect_api: None, home_of_workers: Path) -> TaskRunner[Any]:
+def kind(request: pytest.FixtureRequest) -> Any:
+    """A kind of task runner, and how a flow is run on it."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def task_runner(request: pytest.FixtureRequest, kind: Any, prefect_api: None, home_of_workers: Path) -> TaskRunner[Any]:
     """A task runner of each kind."""
-    return request.param(request)
+    return kind[0](request)
 
 
-@pytest.fixture(scope="module", params=[run_flow, run_async_flow], ids=["flow", "async flow"])
-def outcome(
-    request: pytest.FixtureRequest, task_runner: TaskRunner[Any], tmp_path_factory: pytest.TempPathFactory
-) -> Outcome:
+@pytest.fixture(scope="module")
+def outcome(kind: Any, task_runner: TaskRunner[Any], tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """What became of five tasks: plain, a coroutine, with a collector of the flow's, with factories, and in vain."""
     folder = tmp_path_factory.mktemp("shop")
 
@@ -126,7 +137,7 @@ def outcome(
         return Outcome(folder, context.flow_run.id, told, ids[0], raised.value, ids[1], set())
 
     before = processes()
-    result = request.param(task_runner.duplicate(), act)
+    result = kind[1](task_runner.duplicate(), act)
     result.left_behind = processes() - before
     return result
 

@@ -62,21 +62,26 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return clone
 
 
+def make_project(template: Path, project: Path, vcs_ref: str | None = None, **answers: Any) -> Path:
+    """Make a project of some answers, and the default ones."""
+    copier.run_copy(str(template), project, data=answers, vcs_ref=vcs_ref, defaults=True, unsafe=False, quiet=True)
+    return project
+
+
 @pytest.fixture
 def generate(template: Path, tmp_path: Path) -> Generate:
     """Return a function that makes a project of some answers, and the default ones."""
 
     def make(folder: str = "project", vcs_ref: str | None = None, **answers: Any) -> Path:
-        project = tmp_path / folder
-        answers = {"project_name": "shop-loads", **answers}
-        copier.run_copy(str(template), project, data=answers, vcs_ref=vcs_ref, defaults=True, unsafe=False, quiet=True)
-        return project
+        return make_project(template, tmp_path / folder, vcs_ref, **{"project_name": "shop-loads", **answers})
 
     return make
 
 
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def prefect_server(prefect_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Return the address of the API of a Prefect server, started as a user would."""
-    with services.prefect_server(tmp_path_factory.mktemp("prefect-server")) as api:
+    home = tmp_path_factory.mktemp("prefect-server")
+    shutil.copyfile(prefect_database, home / "prefect.db")
+    with services.prefect_server(home) as api:
         yield api

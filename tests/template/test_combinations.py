@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 import psycopg2
 import pytest
 
-from tests.template.conftest import Generate
+from tests.template.conftest import make_project
 from tests.template.databases import shop_database
 
 EXPECTED = {
@@ -29,12 +31,11 @@ MODES = ["none", "sequential", "parallel"]
 # The flow of each project as it is, twice. Importing dlt and Prefect takes longer than that: it is done once, and each
 # project is run by a fork of its own.
 PROGRAM = """
-import os, sys
+import contextlib, importlib, json, os, sys
 import prefect_dlt, pyarrow.parquet
 
-tables, *projects = sys.argv[1:]
-codes = []
-for project in projects:
+codes = {}
+for project, tables in json.loads(sys.argv[1]).items():
     sys.stdout.flush()
     if not (child := os.fork()):
         os.chdir(project)
@@ -44,38 +45,68 @@ for project in projects:
             os.dup2(output.fileno(), 2)
         from flows.load import load
 
-        print(*[load(resources=tables.split(",")) for _ in range(2)], sep="\\n")
+        print(*[load(resources=tables) for _ in range(2)], sep="\\n")
+        with open("modules.json", "w") as file:
+            own = ("__main__", "flows", "sources")
+            json.dump([name for name in sys.modules if name.partition(".")[0] not in own], file)
         sys.exit()
-    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-sys.exit(any(codes))
+    codes[project] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    # What this one has imported by and by, those that follow have from the beginning.
+    with contextlib.suppress(OSError), open(os.path.join(project, "modules.json")) as file:
+        for name in json.load(file):
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+print(json.dumps(codes))
 """
 
 
-@pytest.mark.parametrize(("source", "destination"), [*itertools.product(SOURCES, DESTINATIONS)])
-def test_a_combination_loads_its_rows_once(
-    generate: Generate,
-    tmp_path: Path,
+@dataclass(frozen=True)
+class Done:
+    """What came of the flows of all projects.
+
+    Attributes:
+        folder: Where each project is, in a folder of its name.
+        warehouse: The address of the PostgreSQL database that some have loaded into.
+        codes: With what the process of each project ended, by its folder.
+    """
+
+    folder: Path
+    warehouse: str
+    codes: dict[str, int]
+
+
+def name_of(source: str, destination: str, mode: str) -> str:
+    """Return the name of a project."""
+    return f"{source}-{destination}-{mode}".replace("_", "-")
+
+
+@pytest.fixture(scope="module")
+def done(
+    template: Path,
+    tmp_path_factory: pytest.TempPathFactory,
     prefect_server: str,
     make_database: Callable[[str], str],
-    source: str,
-    destination: str,
-) -> None:
-    names = {mode: f"{source}-{destination}-{mode}".replace("_", "-") for mode in MODES}
-    projects = {
-        mode: generate(name, project_name=name, source=source, destination=destination, decompose=mode)
-        for mode, name in names.items()
-    }
-    database = shop_database("postgres", tmp_path, make_database, f"{source}-{destination}-source")
-    warehouse = make_database(f"{source}-{destination}-warehouse")
-    # Of the demo, the small tables: the flights are loaded by a worker elsewhere.
-    tables = list(EXPECTED[source])
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, ",".join(tables), *map(str, projects.values())],
+) -> Done:
+    """Make a project of each combination and run its flow, twice."""
+    folder = tmp_path_factory.mktemp("combinations")
+    projects: dict[str, list[str]] = {}
+    for source, destination, mode in itertools.product(SOURCES, DESTINATIONS, MODES):
+        name = name_of(source, destination, mode)
+        make_project(template, folder / name, project_name=name, source=source, destination=destination, decompose=mode)
+        # Of the demo, the small tables: the flights are loaded by a worker elsewhere.
+        projects[str(folder / name)] = list(EXPECTED[source])
+    warehouse = make_database("warehouse-of-combinations")
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(projects)],
+        cwd=folder,
         env={
             **os.environ,
-            "DLT_DATA_DIR": str(tmp_path / "dlt"),
+            "DLT_DATA_DIR": str(folder / "dlt"),
+            "OPENBLAS_NUM_THREADS": "1",  # others would be alive when the process forks
             "PREFECT_API_URL": prefect_server,
-            "SOURCES__SQL_DATABASE__CREDENTIALS": database,
+            "SOURCES__SQL_DATABASE__CREDENTIALS": shop_database(
+                "postgres", folder, make_database, "source-of-combinations"
+            ),
             "DESTINATION__POSTGRES__CREDENTIALS": warehouse,
         },
         check=False,
@@ -83,14 +114,22 @@ def test_a_combination_loads_its_rows_once(
         stderr=subprocess.STDOUT,
         text=True,
     )
-    output = {
-        mode: path.read_text("utf-8") for mode, each in projects.items() if (path := each / "output.txt").exists()
-    }
-    assert done.returncode == 0, done.stdout + "\n".join(output.values())
-    assert not done.stdout  # what is imported says nothing
+    assert ended.returncode == 0, ended.stdout
+    (said,) = ended.stdout.splitlines()  # what is imported says nothing
+    return Done(folder, warehouse, json.loads(said))
+
+
+@pytest.mark.timeout(900)  # the first of them waits for all
+@pytest.mark.parametrize(("source", "destination"), [*itertools.product(SOURCES, DESTINATIONS)])
+def test_a_combination_loads_its_rows_once(done: Done, source: str, destination: str) -> None:
+    names = {mode: name_of(source, destination, mode) for mode in MODES}
+    projects = {mode: done.folder / name for mode, name in names.items()}
+    tables = list(EXPECTED[source])
+    output = {mode: (project / "output.txt").read_text("utf-8") for mode, project in projects.items()}
+    assert {mode: done.codes[str(project)] for mode, project in projects.items()} == dict.fromkeys(MODES, 0), output
 
     for mode, project in projects.items():
-        found = _counted(project, warehouse, names[mode].replace("-", "_"), tables, destination)
+        found = _counted(project, done.warehouse, names[mode].replace("-", "_"), tables, destination)
         assert found == EXPECTED[source], mode
         # No line of the output is noise: no warning, no traceback, no secret.
         assert "Completed()" in output[mode]

@@ -151,7 +151,8 @@ def test_the_demo_is_deployed_and_runs_in_a_worker(
     assert {table: found[0] for table, found in counts.items() if found} == FLIGHTS
     assert without_load_id == (0,)
     # Of a first load of so many columns, all are in a list.
-    assert artifact_keys(client, run.id) == {f"flights-{kind}" for kind in (*ARTIFACTS, "schema-columns")}
+    kinds = (*ARTIFACTS, "schema-columns", "flow-report")
+    assert artifact_keys(client, run.id) == {f"flights-{kind}" for kind in kinds}
     summary = summary_of(client, run.id)
     for name, value in {"Flow run": run.name, "Deployment": "flights/load", "Work pool": "pool-flights"}.items():
         assert f"| {name} | `{value}` |" in summary
@@ -189,8 +190,7 @@ def test_a_database_taken_apart_is_deployed_and_runs_in_a_worker(
     with psycopg2.connect(warehouse) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT (SELECT count(*) FROM shop.items), (SELECT count(*) FROM shop.orders)")
         assert cursor.fetchone() == (3, 1000)
-    assert artifact_keys(client, run.id) == {
-        f"shop--{part}-{kind}" for part in ("items", "orders") for kind in ARTIFACTS
-    }
+    of_parts = {f"shop--{part}-{kind}" for part in ("items", "orders") for kind in ARTIFACTS}
+    assert artifact_keys(client, run.id) == {*of_parts, "shop-flow-report"}
     of_dlt = Counter(line.task_run_id for line in logs_of(client, run.id) if line.name == "dlt")
     assert set(of_dlt) >= task_run_ids(client, run.id)

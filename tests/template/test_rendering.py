@@ -1,6 +1,7 @@
 """What a project is made of, on every set of answers."""
 
 import ast
+import functools
 import re
 import sys
 from itertools import product
@@ -22,13 +23,19 @@ ANSWERS = [
     for source, destination, decompose, schedule in product(
         ("demo", "sql_database", "empty"),
         ("duckdb", "postgres"),
-        ("none", "sequential", "parallel"),
+        ("none", "sequential", "parallel", "auto"),
         ({}, {"schedule": "0 6 * * MON-FRI", "timezone": "Europe/Berlin"}),
     )
 ]
 
 # What Windows refuses in the name of a file or folder.
 ILLEGAL = re.compile(r'[<>:"|?*\\\x00-\x1f]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
+
+
+@functools.cache
+def parse(text: str) -> None:
+    """Fail when a text is no Python; most are the same in all projects, and parsed once."""
+    ast.parse(text)
 
 
 @pytest.mark.parametrize("answers", ANSWERS, ids=lambda answers: "-".join(answers.values()))
@@ -49,7 +56,7 @@ def test_every_file_of_a_project_is_sound(generate: Generate, template: Path, an
         elif name.endswith((".yaml", ".yml")):
             yaml.safe_load(text)
         elif name.endswith(".py"):
-            ast.parse(text)
+            parse(text)
     runtime = {name.removeprefix("runtime/"): content for name, content in files.items() if name.startswith("runtime/")}
     assert runtime == files_in(template / "template" / "runtime")
     sources = {name for name in files if name.startswith("sources/")} - {"sources/__init__.py"}

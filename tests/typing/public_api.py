@@ -32,6 +32,7 @@ from prefect_dlt.errors import (
     PrefectDltError,
     UnknownResourcesError,
 )
+from prefect_dlt.plan import Plan
 from prefect_dlt.record import RunRecord, TableRow
 from prefect_dlt.results import ComponentResult, FlowResult
 from prefect_dlt.retry import exponential_backoff, fixed_attempts, worth_retrying
@@ -163,6 +164,8 @@ task = create_run_pipeline_task(
     retry_pipeline_steps=("extract", "load"),
     store_trace_info=True,
     run_from_clean_folder=False,
+    normalize_workers=2,
+    file_max_bytes=1_000_000,
 )
 assert_type(task, Task[..., LoadInfo | None])
 assert_type(task(), LoadInfo | None)
@@ -171,16 +174,23 @@ assert_type(task(resources=["orders"], write_disposition="replace"), LoadInfo | 
 flow = create_run_pipeline_flow(
     build_pipeline,
     shop,
-    decompose="parallel",
+    decompose="auto",
+    on_failure="cancel",
     flow_name="load-shop",
     description="Loads the shop.",
     retry_policy=fixed_attempts(3),
     retry_pipeline_steps=["load"],
     store_trace_info=True,
     run_from_clean_folder=False,
+    extract_workers=10,
+    normalize_workers=3,
+    load_workers=5,
+    file_max_items=10_000,
+    buffer_max_items=2_000,
 )
-assert_type(flow, Flow[..., FlowResult])
-result = flow(resources=["orders"], full_refresh=True)
+typed: Flow[..., FlowResult] = flow
+assert_type(flow.plan(resources=["orders"]), Plan)
+result = flow(resources=["orders"], full_refresh=True, credentials="shop.duckdb")
 assert_type(result, FlowResult)
 assert_type(result.components, tuple[ComponentResult, ...])
 assert_type(result.tables, tuple[TableRow, ...])

@@ -15,6 +15,7 @@ from typing import Any, Literal, TextIO, TypeAlias
 from dlt.common import logger as dlt_logger
 from dlt.common.pipeline import SupportsPipeline
 from dlt.common.runtime.collector import LogCollector
+from dlt.common.schema import Schema
 from dlt.pipeline.trace import PipelineStepTrace, PipelineTrace
 from dlt.pipeline.typing import TPipelineStep
 from typing_extensions import override
@@ -275,7 +276,7 @@ class CallbackCollector(LogCollector):
             self._guard(self.__run.record.describe, pipeline)
         if self.__run.columns is None:
             # Not earlier: a new working directory has no schemas until dlt has fetched them from the destination.
-            self.__run.columns = _columns_of(pipeline)
+            self.__run.columns = _columns_in(_schemas_of(pipeline))
         self.__run.progress = StageProgress(step, started=self._now())
         self.__run.logged_at = float("-inf")
         self._guard(self.stage_started, pipeline, self.__run.progress)
@@ -352,7 +353,8 @@ class CallbackCollector(LogCollector):
 
     @override
     def _start(self, step: str) -> None:
-        learn_secrets()  # only now does dlt tell which source it extracts
+        if self.__run.progress is None or self.__run.progress.stage == "extract":
+            learn_secrets()  # only now does dlt tell which source it extracts
         if self.__run.progress is not None:
             self._guard(self.__run.progress.open)
 
@@ -432,10 +434,13 @@ class CallbackCollector(LogCollector):
         self.report_failure(pipeline, record.note_failure(record.error, of, pending, following))
 
     def _note_schemas(self, pipeline: SupportsPipeline, record: RunRecord, step: PipelineStepTrace) -> None:
-        record.tables_known = _tables_of(pipeline)
+        if step.step == "load" and record.tables_known:
+            return  # What normalize has left; to load makes no other.
+        schemas = _schemas_of(pipeline)
+        record.tables_known = _tables_in(schemas)
         if step.step_exception:
             return  # dlt takes back what a failed step did to the schemas.
-        before, self.__run.columns = self.__run.columns or {}, _columns_of(pipeline)
+        before, self.__run.columns = self.__run.columns or {}, _columns_in(schemas)
         for schema_name, changes in compare_schemas(before, self.__run.columns).items():
             record.note_schema_changes(schema_name, changes)
             untold = self.__run.untold.setdefault(schema_name, {})
@@ -479,17 +484,23 @@ class CallbackCollector(LogCollector):
         return twin
 
 
-def _columns_of(pipeline: SupportsPipeline) -> dict[str, Columns]:
-    """Return the columns of each schema of a pipeline, dlt's own tables left out."""
+def _schemas_of(pipeline: SupportsPipeline) -> dict[str, Schema]:
+    """Return the schemas of a pipeline by name; dlt reads each from its file whenever it is asked for one."""
     schemas = getattr(pipeline, "schemas", {})
-    return {name: columns_of(schemas[name].data_tables()) for name in schemas}
+    return {name: schemas[name] for name in schemas}
 
 
-def _tables_of(pipeline: SupportsPipeline) -> dict[str, Table]:
-    """Return the tables of all schemas of a pipeline by name, dlt's own left out."""
-    schemas = getattr(pipeline, "schemas", {})
+def _columns_in(schemas: Mapping[str, Schema]) -> dict[str, Columns]:
+    """Return the columns of each schema, dlt's own tables left out."""
+    return {name: columns_of(schema.data_tables()) for name, schema in schemas.items()}
+
+
+def _tables_in(schemas: Mapping[str, Schema]) -> dict[str, Table]:
+    """Return the tables of all schemas by name, dlt's own left out."""
     return {
-        table["name"]: Table(table["name"], name, table.get("resource"), table.get("parent"), table["columns"])
-        for name in schemas
-        for table in schemas[name].data_tables()
+        str(table.get("name")): Table(
+            str(table.get("name")), name, table.get("resource"), table.get("parent"), table.get("columns", {})
+        )
+        for name, schema in schemas.items()
+        for table in schema.data_tables()
     }

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager
 from typing import Any
 from uuid import UUID
 
@@ -22,11 +23,11 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled
 from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
-from prefect.utilities.engine import is_prefect_sigterm_handler_installed
+from prefect.utilities.engine import capture_sigterm, is_prefect_sigterm_handler_installed
 
 from prefect_dlt.known_secrets import known_secrets
 from prefect_dlt.redact import redacted_traceback
-from prefect_dlt.stop import end, end_this_process, guard_runs, is_asked_to_stop, stopping
+from prefect_dlt.stop import end, end_this_process, is_asked_to_stop, stopping
 
 logger = logging.getLogger("prefect_dlt")
 
@@ -65,18 +66,28 @@ def drain_on_cancellation() -> Generator[None]:
     Wrap the body of a flow of your own in it when its tasks run on a `ProcessPoolTaskRunner`: there, nothing of this
     package runs in the process that is told to end.
     """
-    with _telling():
+    with _telling(), _heard_by_prefect():
         try:
             yield
-        except (TerminationSignal, KeyboardInterrupt, asyncio.CancelledError):
-            # Prefect does so as well, but only after this block.
+        except (TerminationSignal, KeyboardInterrupt, asyncio.CancelledError) as stop:
             if (context := FlowRunContext.get()) is not None:
-                getattr(context.task_runner, "cancel_all", _nothing)()
+                task_runner: Any = context.task_runner
+                if isinstance(task_runner, _TOLD):
+                    # Prefect does so as well, but only after this block.
+                    task_runner.cancel_all()
+                else:
+                    _end_as_cancelled(stop, _outermost_flow_run_id())
             raise
 
 
-def _nothing() -> None:
-    """Stand for what a task runner cannot do."""
+def _heard_by_prefect() -> AbstractContextManager[Any]:
+    """Have SIGTERM raise Prefect's exception in a flow run, where Ray, which the flow has started, would end all."""
+    is_taken = (
+        FlowRunContext.get() is not None
+        and threading.current_thread() is threading.main_thread()
+        and not is_prefect_sigterm_handler_installed()
+    )
+    return capture_sigterm() if is_taken else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -124,7 +135,7 @@ def _told_first(cancel_all: Callable[..., None]) -> Callable[..., None]:
 
 
 @contextlib.contextmanager
-def _stops_with_its_run() -> Generator[None]:
+def stopping_with_its_run() -> Generator[None]:
     """Have the run of a pipeline stop when the Prefect run that it is in is asked to."""
     if _told_prefect.is_set() and not is_asked_to_stop():
         _told_prefect.clear()  # that run has ended, and this one is another
@@ -228,6 +239,3 @@ def _outermost_flow_run_id() -> UUID | None:
             break
         context = outer
     return context.flow_run.id if context is not None and context.flow_run is not None else None
-
-
-guard_runs(_stops_with_its_run)

@@ -22,11 +22,14 @@ from prefect_dlt.environment import environment
 from prefect_dlt.events import schema_events
 from prefect_dlt.keys import artifact_key
 from prefect_dlt.logs import current_run_ids, keep_console, start_forwarding, stop_forwarding
+from prefect_dlt.page import Report
 from prefect_dlt.progress import StageProgress
 from prefect_dlt.publisher import Draft, Place, Rank, Run, publisher
 from prefect_dlt.record import FailedAttempt, RunRecord
-from prefect_dlt.report import Report, failure_report, schema_report, stage_report, summary
+from prefect_dlt.report import failure_report, summary
 from prefect_dlt.schema_changes import SchemaChanges
+from prefect_dlt.schema_report import schema_report
+from prefect_dlt.stage_report import stage_report
 from prefect_dlt.usage import UsageMeter
 
 logger = logging.getLogger("prefect_dlt")

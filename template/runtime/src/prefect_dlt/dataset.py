@@ -6,18 +6,23 @@ import contextlib
 import importlib
 import importlib.util
 import tempfile
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import dlt
 from dlt.pipeline.pipeline import Pipeline
 from tenacity import Retrying
 
+from prefect_dlt.capabilities import with_remembered_capabilities
 from prefect_dlt.configuration import RunnerSettings
 from prefect_dlt.errors import ConfigurationError
+from prefect_dlt.own_schema import with_own_schema
 from prefect_dlt.retry import RETRYABLE_STEPS
 from prefect_dlt.runner import PipelineRunner
+from prefect_dlt.scoped_config import Scope, scoped_config
+from prefect_dlt.staging import StagingAreas, with_own_staging
+from prefect_dlt.turns import taking_turns
 
 # dlt imports these when it needs them; several threads that do so at once find half-imported modules.
 _LAZY_IMPORTS = ("numpy", "pandas", "pyarrow", "pyarrow.parquet", "pyarrow.compute")
@@ -25,41 +30,52 @@ _LAZY_IMPORTS = ("numpy", "pandas", "pyarrow", "pyarrow.parquet", "pyarrow.compu
 
 @contextlib.contextmanager
 def shared_dataset(
-    pipeline: Pipeline, dataset_name: str | None = None, retry_policy: Retrying | None = None
+    pipeline: Pipeline, retry_policy: Retrying | None = None, *, elsewhere: bool = False
 ) -> Generator[None]:
-    """Make it safe, inside, that pipelines in threads of this process load into the dataset of `pipeline` at once.
+    """Make it safe, inside, that several pipelines load into the dataset of `pipeline` at once.
 
     An empty seed run creates what all first loads would otherwise race to create: the dataset and dlt's own tables.
     On DuckDB one connection stays open meanwhile: the last one to close detaches the file under the next one's feet.
 
     Args:
         pipeline: The pipeline that the others derive from.
-        dataset_name: The dataset they load into; that of `pipeline` by default.
         retry_policy: How often the seed run is made again when it fails; not at all by default.
+        elsewhere: Whether the others are in other processes, which could not open the DuckDB file meanwhile.
     """
     for module in _LAZY_IMPORTS:
         if importlib.util.find_spec(module.partition(".")[0]):
             importlib.import_module(module)
-    seeded = _seeded(pipeline, dataset_name or pipeline.dataset_name, retry_policy)
+    seeded = _seeded(pipeline, retry_policy)
+    if elsewhere:
+        with seeded:
+            pass
+        yield
+        return
     with seeded as seed, seed.sql_client() if _is_duckdb(seed) else contextlib.nullcontext():
         yield
 
 
 @contextlib.contextmanager
-def _seeded(pipeline: Pipeline, dataset_name: str | None, retry_policy: Retrying | None) -> Generator[Pipeline]:
+def _seeded(pipeline: Pipeline, retry_policy: Retrying | None) -> Generator[Pipeline]:
     """Create the dataset of a pipeline and dlt's own tables in it, and give the pipeline that did so."""
-    # A working directory of its own, and gone afterwards: a seed run has nothing to remember.
-    with tempfile.TemporaryDirectory(prefix="prefect-dlt-seed-") as folder:
+    name = f"_seed_{pipeline.pipeline_name}"
+    # A working directory of its own, and gone afterwards: a seed run has nothing to remember. Where the destination is
+    # may be configured for the pipeline alone.
+    with (
+        tempfile.TemporaryDirectory(prefix="prefect-dlt-seed-") as folder,
+        scoped_config(name, Scope(base=pipeline.pipeline_name)),
+    ):
         seed = dlt.pipeline(
-            pipeline_name=f"_seed_{pipeline.pipeline_name}",
+            pipeline_name=name,
             pipelines_dir=folder,
             destination=pipeline.destination,
             staging=pipeline.staging,
-            dataset_name=cast("str", dataset_name),
+            dataset_name=pipeline.dataset_name,
         )
         # Not as the configuration says: its traces are not worth storing, and there is nothing in it to verify.
         settings = RunnerSettings(retry_policy=retry_policy, retry_pipeline_steps=RETRYABLE_STEPS)
-        PipelineRunner(seed, settings).run([], table_name="seed")
+        with taking_turns(seed):
+            PipelineRunner(seed, settings).run([], table_name="seed")
         yield seed
 
 
@@ -82,15 +98,34 @@ def _is_duckdb(pipeline: Pipeline) -> bool:
     return bool(pipeline.destination) and pipeline.destination.destination_type.endswith(".duckdb")
 
 
-def derive(pipeline: Pipeline, name: str) -> Pipeline:
+def derive(
+    pipeline: Pipeline,
+    name: str,
+    component: str,
+    resources: Collection[str],
+    staging_areas: StagingAreas | None = None,
+) -> Pipeline:
     """Return a pipeline of another name, and so with a state of its own, that loads to the same place.
 
-    Not `pipeline.drop(pipeline_name=…)`: that empties the working directory of the pipeline it derives from.
+    It has a staging area of its own, and restores the schema that it has stored itself. Not
+    `pipeline.drop(pipeline_name=…)`: that empties the working directory of the pipeline it derives from.
+
+    Args:
+        pipeline: The pipeline that it derives from.
+        name: What it is called.
+        component: The part of the source that it loads.
+        resources: All resources of that part, those that are not selected too.
+        staging_areas: What the staging areas of `pipeline` are called, where that is known.
     """
+    destination, staging = with_own_staging(pipeline, component, staging_areas)
     return dlt.pipeline(
         pipeline_name=name,
         pipelines_dir=pipeline.pipelines_dir,
-        destination=pipeline.destination,
-        staging=pipeline.staging,
+        destination=_for_one_part(destination, resources) if destination is not None else None,
+        staging=staging,
         dataset_name=pipeline.dataset_name,
     )
+
+
+def _for_one_part(destination: Any, resources: Collection[str]) -> Any:
+    return with_remembered_capabilities(with_own_schema(destination, resources))

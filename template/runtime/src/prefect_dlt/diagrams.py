@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
+from prefect_dlt.markdown import shortened
 from prefect_dlt.progress import STAGES
-from prefect_dlt.record import RunRecord, seconds_of, tries
+from prefect_dlt.record import RunRecord
+from prefect_dlt.steps import seconds_of, tries
 
 MOST_TABLES = 40
 """Tables of a graph; of more, those with the most rows are drawn."""
@@ -45,16 +49,7 @@ def timeline(record: RunRecord) -> str:
     if not steps:
         return ""
     last = max(step.finished_at or step.started_at for step in steps)
-    seconds = (last - steps[0].started_at).total_seconds()
-    tick, tick_text = next((each for each in _TICKS if seconds <= each[0] * MOST_TICKS), (24 * 3600.0, "1day"))
-    lines = [
-        "gantt",
-        "    title Stages, times in UTC",
-        "    dateFormat YYYY-MM-DD HH:mm:ss.SSS",
-        f"    axisFormat {'%H:%M:%S.%L' if tick < 1 else '%H:%M:%S'}",
-        f"    tickInterval {tick_text}",
-        "    todayMarker off",
-    ]
+    lines = _chart("Stages, times in UTC", (last - steps[0].started_at).total_seconds())
     for stage in STAGES:
         of_stage = [step for step in steps if step.step == stage]
         lines += [f"    section {stage}"] if of_stage else []
@@ -62,9 +57,63 @@ def timeline(record: RunRecord) -> str:
             state = "crit" if step.step_exception else "done"
             which = f"try {number} " if number > 1 or (step.step_exception and step is not of_stage[-1]) else ""
             outcome = "failed " if step.step_exception else ""
-            began, ended = (f"{at:%Y-%m-%d %H:%M:%S.%f}"[:-3] for at in (step.started_at, step.finished_at or last))
-            lines.append(f"    {which}{outcome}{seconds_of(step):,.1f} s :{state}, {began}, {ended}")
+            span = _span(step.started_at, step.finished_at or last)
+            lines.append(f"    {which}{outcome}{seconds_of(step):,.1f} s :{state}, {span}")
     return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of a timeline.
+
+    Attributes:
+        label: What it says. Begins with a figure: some words at the beginning of a line mean something to Mermaid.
+        began: Where it begins.
+        ended: Where it ends.
+        is_failed: Whether it is drawn as a failure.
+    """
+
+    label: str
+    began: datetime
+    ended: datetime
+    is_failed: bool = False
+
+
+def bars(title: str, drawn: Sequence[Bar], before: tuple[str, datetime, float] | None = None) -> str:
+    """Return bars as a Gantt chart in UTC, one below the other.
+
+    Args:
+        title: What it shows.
+        drawn: The bars, one at least.
+        before: Name, beginning and seconds of something that is drawn above them.
+    """
+    if before is not None:
+        name, began, seconds = before
+        drawn = [Bar(f"{seconds:,.1f} s {name}", began, began + timedelta(seconds=seconds)), *drawn]
+    first, last = min(bar.began for bar in drawn), max(bar.ended for bar in drawn)
+    lines = _chart(title, (last - first).total_seconds())
+    for bar in drawn:
+        # In a name, a colon ends it, and a hash or a semicolon begins a comment.
+        label = re.sub(r"[^\w .,·…()/-]", "_", shortened(" ".join(bar.label.split()), LONGEST_LABEL))
+        lines.append(f"    {label} :{'crit' if bar.is_failed else 'done'}, {_span(bar.began, bar.ended)}")
+    return "\n".join(lines)
+
+
+def _chart(title: str, seconds: float) -> list[str]:
+    """Return how a timeline of so many seconds begins."""
+    tick, tick_text = next((each for each in _TICKS if seconds <= each[0] * MOST_TICKS), (24 * 3600.0, "1day"))
+    return [
+        "gantt",
+        f"    title {title}",
+        "    dateFormat YYYY-MM-DD HH:mm:ss.SSS",
+        f"    axisFormat {'%H:%M:%S.%L' if tick < 1 else '%H:%M:%S'}",
+        f"    tickInterval {tick_text}",
+        "    todayMarker off",
+    ]
+
+
+def _span(began: datetime, ended: datetime) -> str:
+    return ", ".join(f"{at:%Y-%m-%d %H:%M:%S.%f}"[:-3] for at in (began, ended))
 
 
 def lineage(record: RunRecord, shown: Mapping[str, str], safe: Callable[[str], str] = str) -> str:
@@ -107,5 +156,5 @@ def _ancestors(record: RunRecord, name: str) -> Iterable[str]:
 
 def _label(name: str) -> str:
     """Return a name as Mermaid shows it: a character that may mean something there becomes its number."""
-    cut = name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 1]}…"
+    cut = shortened(name, LONGEST_LABEL)
     return re.sub(r"[^\w .,·…()/-]", lambda found: f"#{ord(found[0])};", " ".join(cut.split()))

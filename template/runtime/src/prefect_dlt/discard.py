@@ -6,9 +6,7 @@ import itertools
 import json
 import logging
 import os
-import shlex
 import shutil
-import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -20,11 +18,11 @@ from dlt.common.storages.load_package import PackageStorage
 from dlt.pipeline.pipeline import Pipeline
 
 from prefect_dlt.errors import ConfigurationError, UnknownStateError
+from prefect_dlt.hints import command
 from prefect_dlt.pending import PendingPackage, PendingTable, package_lines, pending_packages
 
 logger = logging.getLogger("prefect_dlt")
 
-PROGRAM = "prefect-dlt"
 MANIFEST = "manifest.json"
 WHOLE_FOLDERS = ("load/normalized", "normalize/extracted")
 """Where dlt keeps whole load packages, relative to the working directory, and we relative to the dated folder."""
@@ -71,20 +69,6 @@ class Discarded:
                 "rows again"
             )
         return [*lines, f"To bring it back: {command('restore', self.pipeline_name, self.folder)}"]
-
-
-def command(verb: str, pipeline_name: str, folder: Path) -> str:
-    """Return the command about a pipeline, or about something that was put aside of it, as it is typed."""
-    pipelines_dir, name = (folder.parents[1], folder.name) if verb == "restore" else (folder.parent, "")
-    words = [_program(), verb, "--pipelines-dir", str(pipelines_dir), pipeline_name, name]
-    return shlex.join(word for word in words if word)
-
-
-def _program() -> str:
-    """Return what to type for the command: where its environment is not active, the path of it."""
-    # Where Python is embedded, it has no path of its own.
-    path = Path(sys.executable).parent / PROGRAM if sys.executable else None
-    return str(path) if path is not None and path.exists() and not shutil.which(PROGRAM) else PROGRAM
 
 
 def put_aside(pipeline: Pipeline, *, for_clean_folder: bool = False) -> Discarded | None:

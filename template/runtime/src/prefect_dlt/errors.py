@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
+
+from prefect_dlt.hints import command
 
 MOST_LISTED = 20
 """Files or the like that a message lists."""
@@ -71,6 +72,57 @@ class NotASourceError(PrefectDltError, TypeError):
         )
 
 
+class CollisionError(PrefectDltError, ValueError):
+    """Parts of a source would get in one another's way, because something of theirs has the same name."""
+
+    def __init__(self, source_name: str, mode: str, what: str, names: dict[str, tuple[str, ...]]) -> None:
+        """What they share is a "table" or a "pipeline"; each name of one comes with the parts that share it."""
+        super().__init__(source_name, mode, what, names)
+        self.source_name = source_name
+        self.mode = mode
+        self.what = what
+        self.names = names
+
+    def lines(self) -> list[str]:
+        """Return what collides, in one line each."""
+        does = "write to" if self.what == "table" else "are loaded by"
+        return [f"{_names(parts)} {does} {self.what} {name!r}" for name, parts in self.names.items()]
+
+    def __str__(self) -> str:
+        lines = [f"Source {self.source_name!r} cannot be loaded with decompose={self.mode!r}, because parts collide:"]
+        lines += [f"  {line}" for line in self.lines()[:MOST_LISTED]]
+        if (more := len(self.names) - MOST_LISTED) > 0:
+            lines.append(f"  and {more:,} more")
+        if self.what == "table":
+            lines.append(
+                "Each part loads by itself: it would replace, verify, refresh and change the table as if it were its "
+                "own. Give them table names that are different for the destination too (it may ignore case and "
+                "punctuation), yield them from one resource, or load the source with decompose='none'."
+            )
+        else:
+            lines.append("Each would take the state of the other for its own. Rename one of the resources.")
+        return "\n".join(lines)
+
+
+class SharedStagingError(PrefectDltError, ValueError):
+    """Parts that load at the same time would share a staging area, where rows get lost or doubled."""
+
+    def __init__(self, source_name: str, parts: tuple[str, ...], reason: str) -> None:
+        super().__init__(source_name, parts, reason)
+        self.source_name = source_name
+        self.parts = parts
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"Source {self.source_name!r} cannot be loaded with decompose='parallel', because its parts would share a "
+            f"staging area: {self.reason}.\n"
+            f"Merged and replaced rows pass through it, of {_names(self.parts[:MOST_LISTED])}, and at the same time "
+            "some would get lost or be doubled. Let each part have a staging area of its own, or load with "
+            "decompose='sequential'."
+        )
+
+
 class PendingDataError(PrefectDltError, RuntimeError):
     """A clean working directory was asked for while data of an earlier run waits in it."""
 
@@ -84,14 +136,14 @@ class PendingDataError(PrefectDltError, RuntimeError):
         self.packages = packages
 
     def __str__(self) -> str:
-        folder = shlex.quote(str(Path(self.working_dir).parent))
+        discard = command("discard", self.pipeline_name, Path(self.working_dir))
         waiting = "\n".join(f"  {package}" for package in self.packages) or f"  load packages {_names(self.load_ids)}"
         return (
             f"Pipeline {self.pipeline_name!r} has data that was extracted but not loaded yet, in {self.working_dir}, "
             f"and a clean folder would lose it:\n{waiting}\n"
             "To load it, run once with run_from_clean_folder=False. To put it aside, where it can come back from, "
-            f"run with discard_pending=True, or `prefect-dlt discard --pipelines-dir {folder} {self.pipeline_name}` "
-            "(in a project: `uv run prefect-dlt …`). Both settings may stand in section [runner] of .dlt/config.toml."
+            f"run with discard_pending=True, or `{discard}`. Both settings may stand in section [runner] of "
+            ".dlt/config.toml."
         )
 
 
@@ -138,6 +190,25 @@ class PipelineLockedError(PrefectDltError, RuntimeError):
             f"directory, {self.working_dir}: {self.holder}, {waited}. Nothing was changed. Run again when it has "
             "ended; let this run wait for it, with lock_timeout, in seconds, as an argument of the runner or in "
             "section [runner] of .dlt/config.toml; or give one of the two another pipeline name."
+        )
+
+
+class ComponentRunsElsewhereError(PrefectDltError, RuntimeError):
+    """Another flow run loads the same component, in another working directory or on another machine."""
+
+    def __init__(self, pipeline_name: str, flow_run_name: str, timeout: float) -> None:
+        super().__init__(pipeline_name, flow_run_name, timeout)
+        self.pipeline_name = pipeline_name
+        self.flow_run_name = flow_run_name
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        waited = f"did not end within {self.timeout:g} s" if self.timeout else "has not ended"
+        return (
+            f"Pipeline {self.pipeline_name!r} is at work elsewhere in flow run {self.flow_run_name!r}, which {waited}; "
+            "both would load the same rows: nothing was changed. Cancel that flow run, or run again when it has ended; "
+            "or let this one wait for it, with lock_timeout, in seconds, as an argument of the flow or in section "
+            "[runner] of .dlt/config.toml."
         )
 
 
@@ -197,19 +268,86 @@ class VerificationError(PrefectDltError, RuntimeError):
         return "\n".join(lines)
 
 
-class ComponentsFailedError(PrefectDltError, RuntimeError):
-    """Parts of a source that was taken apart failed; the other parts were loaded."""
+class CallableNeededError(PrefectDltError, TypeError):
+    """Something that cannot leave this process was given where another process has to build it."""
 
-    def __init__(self, flow_name: str, failures: dict[str, str], loaded: tuple[str, ...]) -> None:
-        super().__init__(flow_name, failures, loaded)
+    def __init__(self, argument: str, what: str, where: str, example: str) -> None:
+        super().__init__(argument, what, where, example)
+        self.argument = argument
+        self.what = what
+        self.where = where
+        self.example = example
+
+    def __str__(self) -> str:
+        return (
+            f"{self.argument} is {self.what}. {self.where} run in other processes, perhaps on other machines, and "
+            f"build it there. Write a function, in a module that can be imported there too:\n\n{self.example}\n\n"
+            "and give that function itself, without calling it; or functools.partial(function, …) where it takes "
+            "arguments."
+        )
+
+
+class ComponentFailedError(PrefectDltError, RuntimeError):
+    """A part of a source failed; what task runs of parts raise, in place of an error that may not survive the way.
+
+    Attributes:
+        component: The part.
+        message: What it failed with, in one line without secrets.
+        told: When, how often and by which pipeline it was tried: fields of a `ComponentResult`.
+    """
+
+    def __init__(self, component: str, message: str, told: dict[str, Any]) -> None:
+        super().__init__(component, message, told)
+        self.component = component
+        self.message = message
+        self.told = told
+
+    def __repr__(self) -> str:
+        # Prefect logs it so, and the rest is not for readers.
+        return f"{type(self).__name__}({self.component!r}, {self.message!r})"
+
+    def __str__(self) -> str:
+        attempts = self.told.get("attempts", 0)
+        return f"{self.component} failed{f' after {attempts} attempts' if attempts > 1 else ''}: {self.message}"
+
+
+class ComponentsFailedError(PrefectDltError, RuntimeError):
+    """Parts of a source that was taken apart are not loaded: they failed, were cancelled, or not started for it."""
+
+    def __init__(
+        self,
+        flow_name: str,
+        failures: dict[str, str],
+        loaded: tuple[str, ...],
+        not_loaded: dict[str, str] | None = None,
+        results: tuple[Any, ...] = (),
+    ) -> None:
+        """Each failure comes with its message, and each part that was not loaded for it with the reason.
+
+        The results are a `ComponentResult` for each part, loaded ones too.
+        """
+        # The results are left out of what Prefect writes of an error, and go along all the same.
+        super().__init__(flow_name, failures, loaded, not_loaded)
         self.flow_name = flow_name
         self.failures = failures
         self.loaded = loaded
+        self.not_loaded = not_loaded or {}
+        self.results = results
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.flow_name, self.failures, self.loaded, self.not_loaded, self.results)
 
     def __str__(self) -> str:
-        total = len(self.failures) + len(self.loaded)
-        lines = [f"{len(self.failures)} of {total} parts of {self.flow_name!r} failed:"]
-        lines += [f"  {name}: {message}" for name, message in self.failures.items()]
+        total = len(self.failures) + len(self.loaded) + len(self.not_loaded)
+        lines: list[str] = []
+        if self.failures:
+            lines.append(f"{len(self.failures)} of {total} parts of {self.flow_name!r} failed:")
+            lines += [f"  {name}: {message}" for name, message in self.failures.items()]
+        if self.not_loaded:
+            # Without a failure, somebody has cancelled them by themselves.
+            alone = f"{len(self.not_loaded)} of {total} parts of {self.flow_name!r} were not loaded:"
+            lines.append("For that, these were not loaded either:" if self.failures else alone)
+            lines += [f"  {name}: {message}" for name, message in self.not_loaded.items()]
         others = "The other parts are loaded. " if self.loaded else ""
         lines.append(f"{others}Run the flow again: what is pending is finished first.")
         return "\n".join(lines)

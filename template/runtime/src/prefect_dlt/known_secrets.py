@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from inspect import unwrap
-from typing import Any, cast
+from types import UnionType
+from typing import Any, Literal, Union, cast, get_args, get_origin
 
 from dlt.common.configuration.container import Container
 from dlt.common.configuration.inject import get_fun_last_config, get_fun_spec
@@ -95,16 +96,24 @@ class _Seen:
         resolved: dlt's list of resolved values; it is another one after a trace has ended.
         all: dlt's list of everything that it looked up.
         counts: How many of both have been looked at.
-        configs: What the values were resolved for, by id; the lists keep them alive.
+        unsettled: What the values were resolved for, may hold secrets, and was not resolved yet at the last look; by
+            id, since the lists keep it alive.
+        settled: The same, of what was.
     """
 
     resolved: list[ResolvedValueTrace]
     all: list[ResolvedValueTrace]
     counts: tuple[int, int] = (0, 0)
-    configs: dict[int, BaseConfiguration] = field(default_factory=dict[int, BaseConfiguration])
+    unsettled: dict[int, BaseConfiguration] = field(default_factory=dict[int, BaseConfiguration])
+    settled: dict[int, BaseConfiguration] = field(default_factory=dict[int, BaseConfiguration])
 
-    def look(self, *, again: bool) -> Iterator[str]:
-        """Yield the secrets in what has come since the last look; `again` looks at all configurations once more."""
+    def look(self, *, again: bool, settled: bool = False) -> Iterator[str]:
+        """Yield the secrets in what has come since the last look.
+
+        Args:
+            again: Whether to look once more at the configurations that were not resolved at the last look.
+            settled: Whether to look once more at the others: a token may have been put there since.
+        """
         (first, first_of_all), counts = self.counts, (len(self.resolved), len(self.all))
         if not again and self.counts == counts:
             return
@@ -112,10 +121,18 @@ class _Seen:
         for entry in self.resolved[first:]:
             if is_secret_hint(entry.hint):
                 yield from secrets_in(entry.value, entry.hint)
+        if settled:
+            for config in self.settled.values():
+                yield from _in_config(config)
         # What is given in code is in no entry; it is in the configuration that the other values are for.
-        self.configs |= {id(entry.config): entry.config for entry in self.all[first_of_all:]}
-        for config in self.configs.values():
+        new = (entry.config for entry in self.all[first_of_all:])
+        self.unsettled |= {id(config): config for config in new if _telling_fields(type(config))}
+        for place, config in list(self.unsettled.items()):
+            # Asked before, since another thread may be about to resolve it.
+            is_settled = config.is_resolved()
             yield from _in_config(config)
+            if is_settled:
+                self.settled[place] = self.unsettled.pop(place)
 
 
 class _Store:
@@ -173,7 +190,12 @@ class _Store:
             self.secrets = frozenset(self._met)
 
     def _in_traces(self, *, again: bool) -> Iterator[str]:
-        """Yield what dlt has resolved on all threads; `again` looks also at configurations that were seen before."""
+        """Yield what dlt has resolved on all threads; `again` looks also at configurations that were seen before.
+
+        Of those of other threads, at the ones that may be incomplete: these threads look at the others themselves, and
+        for each of them to look at those of all would take the longer, the more there are.
+        """
+        own = threading.get_ident()
         logs = _contexts(TraceLogContext)
         self._seen = {thread: seen for thread, seen in self._seen.items() if thread in logs}
         for thread, log in logs.items():
@@ -181,9 +203,9 @@ class _Store:
             if seen is None or seen.resolved is not log.resolved_traces or seen.all is not log.all_traces:
                 if seen is not None:
                     # dlt begins new lists when a trace has ended; the old ones may have grown until then.
-                    yield from seen.look(again=True)
+                    yield from seen.look(again=True, settled=True)
                 seen = self._seen[thread] = _Seen(log.resolved_traces, log.all_traces)
-            yield from seen.look(again=again)
+            yield from seen.look(again=again, settled=again and thread == own)
 
 
 def _contexts(of: type[Any]) -> dict[int, Any]:
@@ -256,8 +278,22 @@ def _in_field(value: Any, hint: Any, depth: int, *, is_secret: bool) -> Iterator
 
 @lru_cache(maxsize=1_000)
 def _telling_fields(spec: type[BaseConfiguration]) -> tuple[tuple[str, Any, bool], ...]:
-    """Return each field's name and hint, and whether it is a secret's; working these out takes longer than all else."""
-    return tuple((name, hint, is_secret_hint(hint)) for name, hint in spec.get_resolvable_fields().items())
+    """Return name and hint of each field that may hold a secret, and whether it is a secret's itself.
+
+    Working these out takes longer than all else; and most fields, a number of workers for example, cannot.
+    """
+    told = ((name, hint, is_secret_hint(hint)) for name, hint in spec.get_resolvable_fields().items())
+    return tuple((name, hint, is_secret) for name, hint, is_secret in told if is_secret or not _is_plain(hint))
+
+
+def _is_plain(hint: Any) -> bool:
+    """Tell whether values of a type are never configurations, which may have secrets in them."""
+    if get_origin(hint) in (Union, UnionType):
+        return all(map(_is_plain, get_args(hint)))
+    return hint in _PLAIN or get_origin(hint) is Literal
+
+
+_PLAIN = (str, int, float, bool, bytes, type(None))
 
 
 _store = _Store()

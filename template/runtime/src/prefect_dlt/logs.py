@@ -1,4 +1,4 @@
-"""Bring dlt's log records, from whichever thread of dlt's they come, into the log of the Prefect run they belong to."""
+"""Bring what dlt and this package log, on whichever thread, into the log of the Prefect run that it belongs to."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def forward_dlt_logs(level: int | str | None = None) -> AbstractContextManager[N
 
     Use it in the flow or task that runs the pipeline, around the pipeline and its run. `PrefectCollector` does the same
     by itself, at dlt's level, from the beginning of a run to its end. What dlt writes on threads of its own comes too,
-    each record once and as a plain message with secrets masked; the terminal keeps its lines. Outside of a Prefect run
-    the block does nothing.
+    each record once and as a plain message with secrets masked; the terminal keeps its lines. Warnings of this package
+    come as well. Outside of a Prefect run the block does nothing.
 
     Args:
         level: Lowest level of what dlt logs for this run while the block lasts, in the terminal as well: a number or a
@@ -278,11 +278,14 @@ class _Forwarder(APILogHandler):
         self._logger = dlts
         dlts.handlers = [self, *(handler for handler in dlts.handlers if handler is not self)]
         dlts.addFilter(self._is_wanted)
+        # What this package warns of belongs to the run as well; Prefect shows no logger but those it is told of.
+        logger.addHandler(self)
 
     def _detach(self) -> None:
         if self._logger is not None:
             self._logger.removeFilter(self._is_wanted)
             self._logger.removeHandler(self)
+            logger.removeHandler(self)
             self._logger = None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -19,12 +19,14 @@ from tenacity.nap import sleep as default_sleep
 from prefect_dlt.callbacks import CallbackCollector
 from prefect_dlt.clean import drop, put_traces_back, try_to_restore
 from prefect_dlt.configuration import RunnerSettings, Verify, runner_settings
-from prefect_dlt.discard import Discarded, command, finish_discard, put_aside
+from prefect_dlt.discard import Discarded, finish_discard, put_aside
 from prefect_dlt.errors import ConfigurationError, FailedJobsError, PendingDataError, PrefectDltError, VerificationError
+from prefect_dlt.hints import command
 from prefect_dlt.known_secrets import forgotten_afterwards, known_secrets, learn_secrets
 from prefect_dlt.leftovers import mend_folders, tidy_up
 from prefect_dlt.lock import one_run_at_a_time
 from prefect_dlt.markdown import printable, shortened
+from prefect_dlt.options import DESTINATION_OPTIONS, tell_place, with_destinations_built
 from prefect_dlt.pending import pending_lines, pending_packages, resumes_with
 from prefect_dlt.portable import make_portable, portable
 from prefect_dlt.reasons import LONGEST_LINE, reason_line, without_tracebacks
@@ -137,12 +139,13 @@ class PipelineRunner:
         # A resource can be called as well, to bind its arguments, but it is data as it stands; and so is a source.
         builds = callable(data) and not isinstance(data, DltSource | DltResource)
         build = cast("Callable[[], Any]", data) if builds else lambda: data
+        run_options = with_destinations_built(run_options)
         self.record = RunRecord.of(self.pipeline, self._settings_told())
         learn_secrets(self.pipeline)
         collector = self.pipeline.collector
         reports = isinstance(collector, CallbackCollector)
         with (
-            guarded(),
+            guarded(self.pipeline.working_dir),
             forgotten_afterwards(),
             collector.whole_run(self.pipeline, self.record) if reports else self.record.until_finished(),
         ):
@@ -180,7 +183,7 @@ class PipelineRunner:
         left: LoadInfo | None = None
         if self.pipeline.has_pending_data:
             self._say(logging.INFO, f"Pipeline {self.pipeline.pipeline_name!r} loads first what an earlier run left")
-            left = self._attempt(self._load_pending, "pending")
+            left = self._attempt(lambda: self._load_pending(run_options), "pending")
             # Before the new data, which may replace or merge what this was.
             self._verify(verifier, of=", what an earlier run left")
         attempts = 0
@@ -241,10 +244,15 @@ class PipelineRunner:
         told = tuple((each.load_id, each.table, each.what, each.expected, each.found) for each in differences)
         return VerificationError(self.pipeline.pipeline_name, told) if told else None
 
-    def _load_pending(self) -> LoadInfo | None:
+    def _load_pending(self, run_options: Mapping[str, Any] | None = None) -> LoadInfo | None:
         # Not run(): on a dataset that does not exist yet it wipes the working directory, pending packages included,
         # and it returns without loading the data that it was given.
         self.pipeline.activate()
+        # One that has no destination of its own, or no credentials for it, is told those of the run.
+        is_told = run_options and (run_options.get("destination") is None or self.pipeline.destination is None)  # pyright: ignore[reportUnnecessaryComparison]
+        if run_options and is_told:
+            # Not the dataset: what is pending was made for the one that the pipeline knows.
+            tell_place(self.pipeline, {name: run_options.get(name) for name in DESTINATION_OPTIONS})
         tidy_up(self.pipeline)
         if self.pipeline.list_extracted_load_packages():
             self.pipeline.normalize()

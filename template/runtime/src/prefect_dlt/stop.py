@@ -9,7 +9,8 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections import Counter
+from collections.abc import Callable, Collection, Generator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from multiprocessing.process import BaseProcess
@@ -19,6 +20,14 @@ from dlt.common.runtime import init, signals
 
 LONGEST_NAP = 0.5
 """Seconds after which a pause looks at the flag again: whoever begins to sleep just then misses that it was raised."""
+
+_under_way: Counter[str] = Counter()
+"""Working directories of the pipelines that runners run now, in this process."""
+
+_counting = threading.Lock()
+
+_stopped_for: list[str] = []
+"""Why pipelines are asked to stop, where it is not this process that is to end."""
 
 _guards: list[Callable[[], AbstractContextManager[None]]] = []
 
@@ -40,6 +49,60 @@ def stopping(signal_number: int) -> Generator[None]:
     yield
     # Where the wait was broken off, by a second Ctrl-C, they are still to stop.
     signals.set_received_signal(0)
+
+
+@contextlib.contextmanager
+def stopping_for(reason: str, working_dirs: Collection[str]) -> Generator[bool]:
+    """Ask the pipelines in these working directories to stop, until the block ends; whoever asks waits for them inside.
+
+    dlt knows one flag for all pipelines of a process, so that nobody is asked when other pipelines run as well.
+
+    Args:
+        reason: Why.
+        working_dirs: Where the pipelines work that may be stopped.
+
+    Yields:
+        Whether they are asked.
+    """
+    with _counting:
+        are_alone = {each for each, runs in _under_way.items() if runs} <= set(working_dirs)
+        ask = are_alone and not is_asked_to_stop()
+        if ask:
+            _stopped_for.append(reason)
+    if not ask:
+        yield False
+        return
+    try:
+        with stopping(signal.SIGTERM):
+            yield True
+    finally:
+        _stopped_for.clear()
+
+
+@contextlib.contextmanager
+def stopping_all_for(reason: str) -> Generator[None]:
+    """Ask all pipelines of this process to stop, until the last block of this kind ends; the process itself goes on.
+
+    Args:
+        reason: Why.
+    """
+    with _counting:
+        _stopped_for.append(reason)
+    signals.set_received_signal(signal.SIGTERM)
+    signals.wake_all()
+    end_normalize_workers()
+    try:
+        yield
+    finally:
+        with _counting:
+            _stopped_for.remove(reason)
+            if not _stopped_for:
+                signals.set_received_signal(0)
+
+
+def stopped_for() -> str | None:
+    """Return why the pipelines of this process are asked to stop, where the process itself is not."""
+    return next(iter(_stopped_for), None)
 
 
 def is_asked_to_stop() -> bool:
@@ -142,9 +205,19 @@ def guard_runs(guard: Callable[[], AbstractContextManager[None]]) -> None:
 
 
 @contextlib.contextmanager
-def guarded() -> Generator[None]:
-    """Run a pipeline inside, as the guards of this process want it."""
+def guarded(working_dir: str) -> Generator[None]:
+    """Run the pipeline that works in a folder inside, as the guards of this process want it."""
     with contextlib.ExitStack() as stack:
+        with _counting:
+            _under_way[working_dir] += 1
+        stack.callback(_ended, working_dir)
         for guard in _guards:
             stack.enter_context(guard())
         yield
+
+
+def _ended(working_dir: str) -> None:
+    with _counting:
+        _under_way[working_dir] -= 1
+        if not _under_way[working_dir]:
+            del _under_way[working_dir]

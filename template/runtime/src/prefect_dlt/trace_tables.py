@@ -16,8 +16,8 @@ from dlt.pipeline.trace import PipelineStepTrace
 from prefect_dlt.markdown import shortened
 from prefect_dlt.progress import STAGES
 from prefect_dlt.reasons import reason, reason_in_trace, without_tracebacks
-from prefect_dlt.record import Job, Written, extracted, jobs, normalized, seconds_of
 from prefect_dlt.retry import chain, is_stop_request
+from prefect_dlt.steps import Job, Written, extracted, jobs, normalized, seconds_of
 
 Phase: TypeAlias = Literal["clean", "pending", "run"]
 """What an attempt was made for: to clean the folder, to load what an earlier run left, or to load what it was given."""
