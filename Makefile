@@ -37,14 +37,19 @@ test: $(READY) ## Run the whole suite, then the runtime's on the oldest and the 
 quick: $(READY) ## Run the suite's quick tests on this Python only; pytest's options go in ARGS
 	@$(IN_ENV) pytest -m 'not slow' $(ARGS)
 
-chaos: $(READY) ## Kill a thousand loads at many moments, and count what is lost, doubled or stuck; options go in ARGS
+chaos: $(READY) ## Kill a thousand loads, and make 450 first runs of 32 components; options of the kills go in ARGS
 	@$(IN_ENV) python -m tests.chaos --kills 1000 $(ARGS)
+	@$(IN_ENV) python -m tests.chaos.first_runs --duckdb 200 --postgres 200 --processes 50
 
 bench-collector: $(READY) ## Measure what the collector costs a load, with the API up, slow, hanging and down
 	@$(IN_ENV) python -m benchmarks.collector $(ARGS)
 
 bench-runner: $(READY) ## Measure what the runner costs a load, and what it saves one that fails once
 	@$(IN_ENV) python -m benchmarks.runner $(ARGS)
+
+bench-decompose: $(READY) ## Measure what taking a source apart costs, and what it is worth
+	@"$(UV)" pip install --quiet --python $(BIN)/python --group bench
+	@$(IN_ENV) python -m benchmarks.decompose $(ARGS)
 
 check: $(READY) ## Lint, check the format and the types, run the pre-commit hooks
 	@$(IN_ENV) ruff check .
@@ -77,7 +82,7 @@ constraints: $(OWN_UV) ## Write the newest versions that resolve to constraints/
 clean: ## Remove every environment and cache, and the demo
 	rm -rf .venv .venvs .tools demo .pytest_cache .ruff_cache build dist
 
-.PHONY: help demo demo-ui setup test quick chaos bench-collector bench-runner check format hooks gallery constraints \
+.PHONY: help demo demo-ui setup test quick chaos bench-collector bench-runner bench-decompose check format hooks gallery constraints \
     clean
 
 $(READY): Makefile pyproject.toml template/runtime/pyproject.toml $(wildcard constraints/*.txt) | $(OWN_UV)
