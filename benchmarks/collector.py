@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,10 +20,11 @@ from typing import Any, cast
 from benchmarks.shared import (
     ROOT,
     Figures,
-    environment,
     machine,
     peak_memory,
     print_aims,
+    run_child,
+    send_reports_through,
     server,
     spread,
     told,
@@ -134,16 +134,9 @@ def _source(rows: int) -> Any:
 
 def _send_through(url: str) -> list[float]:
     """Let publishers, and nothing else of this process, use another API; return how long each flush takes."""
-    from prefect.context import SettingsContext, get_settings_context
-
     from prefect_dlt import publisher as module
 
-    def settings() -> SettingsContext:
-        context = get_settings_context()
-        api = context.settings.api.model_copy(update={"url": url})
-        return SettingsContext(profile=context.profile, settings=context.settings.model_copy(update={"api": api}))
-
-    module.get_settings_context = settings  # pyright: ignore[reportPrivateImportUsage]
+    send_reports_through(url)
     seconds: list[float] = []
     flush = module.Publisher.flush
 
@@ -183,17 +176,10 @@ def measure(variant: str, rows: int, home: Path, api: str) -> Figures:
     proxy = Proxy(api)
     proxy.mode = VARIANTS.get(variant, "up")
     try:
-        with tempfile.TemporaryDirectory(dir=home) as folder:
-            command = [sys.executable, str(Path(__file__)), "--child", variant, "--rows", str(rows), "--api", proxy.url]
-            own = environment(home, PREFECT_API_URL=api, PYTHONPATH=str(ROOT), DLT_DATA_DIR=folder)
-            began = time.perf_counter()
-            ended = subprocess.run(command, cwd=folder, env=own, check=False, capture_output=True, text=True)
-            if ended.returncode:
-                raise RuntimeError(f"Variant {variant} failed:\n{ended.stdout[-2_000:]}\n{ended.stderr[-4_000:]}")
-            figures: Figures = json.loads((Path(folder) / "figures.json").read_text())
-            figures["process"] = time.perf_counter() - began
-            figures["calls"] = len(proxy.calls)
-            return figures
+        arguments = ["--child", variant, "--rows", str(rows), "--api", proxy.url]
+        figures = run_child(__file__, arguments, home, PREFECT_API_URL=api)
+        figures["calls"] = len(proxy.calls)
+        return figures
     finally:
         proxy.close()
 

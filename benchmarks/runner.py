@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,13 +25,14 @@ from typing import Any
 from benchmarks.shared import (
     ROOT,
     Figures,
-    environment,
+    in_turn,
     machine,
     peak_memory,
     print_aims,
+    run_child,
     server,
+    show,
     spread,
-    told,
 )
 
 BASELINE = "pipeline.run"
@@ -264,21 +264,14 @@ def _in_a_flow(variant: str, rows: int, address: str) -> Figures:
 
 def measure(kind: str, variant: str, size: int, home: Path, api: str = "") -> Figures:
     """Run one variant in a process and a folder of its own; return its figures."""
-    with tempfile.TemporaryDirectory(dir=home) as folder:
-        command = [sys.executable, str(Path(__file__)), "--child", kind, "--variant", variant, "--rows", str(size)]
-        own = environment(
-            home,
-            PYTHONPATH=str(ROOT),
-            DLT_DATA_DIR=folder,
-            # dlt's own tries of a job, five by default, would make the failure good before anyone sees it.
-            LOAD__RAISE_ON_MAX_RETRIES="1",
-            **({"PREFECT_API_URL": api} if api else {}),
-        )
-        ended = subprocess.run(command, cwd=folder, env=own, check=False, capture_output=True, text=True)
-        if ended.returncode:
-            raise RuntimeError(f"{kind}, {variant} failed:\n{ended.stdout[-2_000:]}\n{ended.stderr[-4_000:]}")
-        figures: Figures = json.loads((Path(folder) / "figures.json").read_text())
-        return figures
+    return run_child(
+        __file__,
+        ["--child", kind, "--variant", variant, "--rows", str(size)],
+        home,
+        # dlt's own tries of a job, five by default, would make the failure good before anyone sees it.
+        LOAD__RAISE_ON_MAX_RETRIES="1",
+        **({"PREFECT_API_URL": api} if api else {}),
+    )
 
 
 def child(kind: str, variant: str, size: int) -> Figures:
@@ -288,13 +281,6 @@ def child(kind: str, variant: str, size: int) -> Figures:
     if kind == "many":
         return many(variant, size)
     return failing(variant, kind == FAILING, size)
-
-
-def in_turn(rounds: int, names: list[Any]) -> Iterator[tuple[int, Any]]:
-    """Yield each name once a round; what changes with time meets all alike."""
-    for number in range(rounds + 1):
-        turn = number % len(names)
-        yield from ((number, name) for name in names[turn:] + names[:turn])
 
 
 def main() -> int:
@@ -319,7 +305,7 @@ def main() -> int:
         home = Path(folder)
         for number, name in in_turn(arguments.rounds, list(whole)):
             figures = measure("once", name, arguments.rows, home)
-            _show(number, name, figures)
+            show(number, name, figures)
             if number:
                 whole[name].append(figures)
         for name in VARIANTS:
@@ -329,14 +315,10 @@ def main() -> int:
         with server(home) as api:
             for number, (by, kind) in in_turn(arguments.rounds, kinds):
                 figures = measure(kind, by, arguments.rows, home, api)
-                _show(number, f"{by}, {kind}", figures)
+                show(number, f"{by}, {kind}", figures)
                 if number:
                     disturbed.setdefault(f"{by}, {kind}", []).append(figures)
     return report(whole, small, disturbed, arguments.rows, arguments.out)
-
-
-def _show(number: int, name: str, figures: Figures) -> None:
-    print(f"{f'round {number}' if number else 'warm-up':8} {name:24} {told(figures)}", flush=True)
 
 
 def report(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import resource
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -33,7 +35,7 @@ def server(home: Path) -> Generator[str]:
         process = subprocess.Popen(command, env=environment(home), stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}/api"
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not _is_healthy(url):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"The Prefect server did not start:\n{(home / 'server.log').read_text()}")
@@ -73,6 +75,54 @@ def peak_memory() -> float:
     # Kilobytes on Linux, bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def run_child(program: str, arguments: list[str], home: Path, **more: str) -> Figures:
+    """Run one variant in a process and a folder of its own; return the figures that it wrote.
+
+    Args:
+        program: The file of the benchmark.
+        arguments: What it is told to do.
+        home: Where the folder is made.
+        **more: What is set in its environment besides.
+    """
+    with tempfile.TemporaryDirectory(dir=home) as folder:
+        own = environment(home, PYTHONPATH=str(ROOT), DLT_DATA_DIR=folder, **more)
+        began = time.perf_counter()
+        ended = subprocess.run(
+            [sys.executable, program, *arguments], cwd=folder, env=own, check=False, capture_output=True, text=True
+        )
+        if ended.returncode:
+            raise RuntimeError(f"{' '.join(arguments)} failed:\n{ended.stdout[-2_000:]}\n{ended.stderr[-4_000:]}")
+        figures: Figures = json.loads((Path(folder) / "figures.json").read_text())
+        figures["process"] = time.perf_counter() - began
+        return figures
+
+
+def in_turn(rounds: int, names: list[Any]) -> Iterator[tuple[int, Any]]:
+    """Yield each name once a round, the warm-up is round 0; what changes with time meets all alike."""
+    for number in range(rounds + 1):
+        turn = number % len(names)
+        yield from ((number, name) for name in names[turn:] + names[:turn])
+
+
+def show(number: int, name: str, figures: Figures) -> None:
+    """Print the numbers of one run."""
+    print(f"{f'round {number}' if number else 'warm-up':8} {name:24} {told(figures)}", flush=True)
+
+
+def send_reports_through(url: str) -> None:
+    """Let publishers, and nothing else of this process, use another API."""
+    from prefect.context import SettingsContext, get_settings_context
+
+    from prefect_dlt import publisher as module
+
+    def settings() -> SettingsContext:
+        context = get_settings_context()
+        api = context.settings.api.model_copy(update={"url": url})
+        return SettingsContext(profile=context.profile, settings=context.settings.model_copy(update={"api": api}))
+
+    module.get_settings_context = settings  # pyright: ignore[reportPrivateImportUsage]
 
 
 def spread(values: list[float], digits: int) -> str:
