@@ -39,6 +39,7 @@ ARTIFACTS = (
     Picture("summary-finished", "bookings-summary", "CPU and memory", drawings=2),
     Picture("summary-put-aside", "hr-summary", "CPU and memory", drawings=2),
     Picture("summary-differs", "stock-summary", "CPU and memory", drawings=2),
+    Picture("flow-report", "fleet-flow-report", "of the width", drawings=1),
     Picture("extract-report", "shop-extract-report", "Rows per resource"),
     Picture("normalize-report", "shop-normalize-report", "Rows and files per table"),
     Picture("load-report", "flights-demo-load-report", "Jobs per table"),
@@ -55,5 +56,5 @@ RUNS = (
     Picture("flow-run", "load-shop", "shop-summary", tab="Artifacts"),
     Picture("logs", "load-shop", "Attempt 1", tab="Logs", tallest=1200),
 )
-EVERYTHING = Picture("artifacts", "", "flights-demo-summary", tallest=1200)
+EVERYTHING = Picture("artifacts", "", "erp-summary", tallest=1200)
 PICTURES = (PROGRESS, *ARTIFACTS, *RUNS, EVERYTHING)

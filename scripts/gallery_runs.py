@@ -18,14 +18,15 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dlt
 import duckdb
 from dlt.common.storages.load_package import PackageStorage
 from prefect import flow, task
+from prefect.task_runners import ThreadPoolTaskRunner
 
-from prefect_dlt import CallbackCollector, PrefectCollector, runner
+from prefect_dlt import CallbackCollector, PrefectCollector, create_run_pipeline_flow, runner
 from prefect_dlt.retry import exponential_backoff
 
 DATA = Path("data").resolve()
@@ -222,6 +223,48 @@ def load_web(may_end: Path) -> None:
     load("web", [dlt.resource(read(pages), name=name) for name, pages in LIVE_RESOURCES.items()])
 
 
+# -- a source that is taken apart, and one part of it fails ------------------------------------------------------------
+
+
+FLEET = {"trips": 14, "positions": 9, "vehicles": 3, "drivers": 2, "fuel_stops": 6, "repairs": 4, "tolls": 1}
+"""Pages of each resource; a page takes its source a third of a second."""
+
+
+@dlt.source(name="fleet")
+def fleet() -> list[Any]:
+    """Return the resources of a fleet; the repair shop does not answer."""
+
+    def read(name: str, pages: int) -> Iterator[Rows]:
+        for page in range(pages):
+            time.sleep(0.33)
+            if name == "repairs" and page:
+                raise ConnectionError("connection to repairs-db:5432 was reset while reading repairs")
+            yield [{"id": page * PAGE + number, "name": f"{name} {number}"} for number in range(PAGE)]
+
+    return [dlt.resource(read(name, pages), name=name) for name, pages in FLEET.items()]
+
+
+def load_fleet() -> None:
+    """Load the fleet, four parts at a time."""
+
+    def build_pipeline() -> Any:
+        return dlt.pipeline(
+            "fleet",
+            pipelines_dir=str(DATA / "pipelines"),
+            destination=dlt.destinations.duckdb(warehouse("fleet")),
+            dataset_name="fleet_data",
+        )
+
+    load = create_run_pipeline_flow(
+        build_pipeline,
+        fleet,
+        decompose="auto",
+        flow_name="load-fleet",
+        task_runner=cast("Any", ThreadPoolTaskRunner)(max_workers=4),
+    )
+    load()
+
+
 def main(may_end: Path) -> None:
     """Make all the runs, one after the other."""
     # A picture is for everyone: it does not name the machine that it was taken on, nor its kernel.
@@ -244,6 +287,8 @@ def main(may_end: Path) -> None:
     load_bookings()
     with suppress(Exception):
         load_stock()
+    with suppress(Exception):
+        load_fleet()
     load_erp()
     load_web(may_end)
 
