@@ -54,6 +54,7 @@ ACT = {
     "recovery",
     "refresh",
     "row_counts",
+    "row_ids",
     "runner",
     "scoped_config",
     "staging",

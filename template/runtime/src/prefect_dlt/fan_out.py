@@ -33,6 +33,7 @@ from prefect_dlt.preparation import Prepared, Request, placed, prepare
 from prefect_dlt.references import check_sendable
 from prefect_dlt.refresh import refresh_once, to_refresh
 from prefect_dlt.results import ComponentResult, written_twice
+from prefect_dlt.row_ids import buffered_row_ids
 from prefect_dlt.scoped_config import scoped_config
 from prefect_dlt.staging import staging_areas
 from prefect_dlt.submit_to import check_target, refreshed_by_earlier_attempts, submit_components
@@ -147,7 +148,10 @@ def _run_in_parallel(
     base, options = cast("Any", prepared.base), request.options
     retry_policy = work.settings(base).retry_policy
     leaves = submit_to is not None or elsewhere() is not None
-    if submit_to is None and isinstance(getattr(FlowRunContext.get(), "task_runner", None), ThreadPoolTaskRunner):
+    on_threads = submit_to is None and isinstance(
+        getattr(FlowRunContext.get(), "task_runner", None), ThreadPoolTaskRunner
+    )
+    if on_threads:
         # Threads can have the one that is there; it takes dlt some 20 ms to make another for each of them.
         work = replace(work, pipeline=base, place={}, staging_areas=staging_areas(base))
     began = time.monotonic()
@@ -178,9 +182,10 @@ def _run_in_parallel(
             )
             results = [record.add(result) for result in found]
         else:
-            results = _run_in_tasks(
-                prepared, loads, options, record, [load.working_dir(base) for load in loads.values()]
-            )
+            with buffered_row_ids() if on_threads else nullcontext():
+                results = _run_in_tasks(
+                    prepared, loads, options, record, [load.working_dir(base) for load in loads.values()]
+                )
             _first_failure.pop(work.ends_with or "", None)
     # What had nothing to load says nothing of how long it takes to load something.
     keep_durations(base, {each.name: each.seconds for each in results if each.error is None and each.tables})
