@@ -8,14 +8,14 @@ from typing import Any
 
 import dlt
 
-TABLES = 8
-"""Tables of the source that keeps its reader waiting."""
+SHARES = (1, 1, 2, 2, 4, 4, 8, 8)
+"""Which part of the pages of the largest each table has, of the source that keeps its reader waiting."""
 
 PAGE = 500
 """Nested rows that are made at a time."""
 
-SLOW_PAGE = 5_000
-"""Rows of a page that its source takes a tenth of a second for."""
+SLOW_PAGE = 2_000
+"""Rows of a page that its source takes a quarter of a second for."""
 
 TPCH = {
     "lineitem": (
@@ -67,26 +67,58 @@ def nested(rows: int, parallel: bool) -> Any:
 
 def _nested_rows(rows: int) -> Iterator[Any]:
     for start in range(0, rows, PAGE):
-        yield [
+        yield [_order(number) for number in range(start, min(start + PAGE, rows))]
+
+
+def _order(number: int) -> dict[str, Any]:
+    """Return an order as the API of a shop tells it: objects in objects, timestamps as text, and lines."""
+    return {
+        "id": number,
+        "created_at": "2026-01-02T03:04:05.678Z",
+        "updated_at": "2026-01-02T04:04:05Z",
+        "currency": "EUR",
+        "note": None,
+        "customer": {
+            "id": number % 9_973,
+            "name": f"name {number % 997}",
+            "email": f"{number % 997}@example.com",
+            "address": {
+                "street": "Main Street 1",
+                "city": "Springfield",
+                "zip": "12345",
+                "country": {"code": "US", "name": "United States"},
+                "geo": {"latitude": 12.5, "longitude": 33.25},
+            },
+        },
+        "payment": {
+            "method": "card",
+            "paid_at": "2026-01-02T03:05:05Z",
+            "card": {"brand": "visa", "expires": {"month": 12, "year": 2030}},
+            "amount": {"net": number * 0.25, "tax": number * 0.05, "gross": number * 0.3},
+        },
+        "shipping": {"carrier": "parcel", "code": f"T{number}", "weight": {"value": 1.5, "unit": "kg"}},
+        "lines": [
             {
-                "id": number,
-                "name": f"name {number % 997}",
-                "lines": [{"line": line, "amount": line * 0.25, "tags": ["a", "b"]} for line in range(3)],
+                "sku": f"S-{line}",
+                "quantity": line + 1,
+                "price": {"net": line * 0.25, "gross": line * 0.3},
+                "product": {"id": line, "title": f"product {line}", "brand": {"id": 7, "name": "brand"}},
             }
-            for number in range(start, min(start + PAGE, rows))
-        ]
+            for line in range(2)
+        ],
+    }
 
 
 @dlt.source(name="bench")
 def waiting(pages: int, parallel: bool) -> Any:
-    """Return resources whose source takes a tenth of a second for each page."""
-    found = [dlt.resource(_slow_pages, name=f"part_{number}")(pages) for number in range(TABLES)]
+    """Return resources whose source takes a quarter of a second for each page; some have more pages than others."""
+    found = [dlt.resource(_slow_pages, name=f"part_{number}")(pages // part) for number, part in enumerate(SHARES)]
     return [each.parallelize() for each in found] if parallel else found
 
 
 def _slow_pages(pages: int) -> Iterator[Any]:
     for page in range(pages):
-        time.sleep(0.1)
+        time.sleep(0.25)
         yield [{"id": page * SLOW_PAGE + number, "name": f"name {number}"} for number in range(SLOW_PAGE)]
 
 

@@ -6,7 +6,7 @@ import base64
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -46,7 +46,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def buffered_row_ids() -> Iterator[None]:
+def buffered_row_ids() -> Generator[None]:
     """Let dlt draw the ids of rows from a buffer of each thread, as long as the context of any thread lasts.
 
     dlt asks the operating system for ten random bytes for each row, and Python lets go of its lock to do so. Where
