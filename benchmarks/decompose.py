@@ -1,7 +1,7 @@
 """What taking a source apart costs, and what it is worth: `make bench-decompose`.
 
 Three loads, each by a flow of `create_run_pipeline_flow(decompose="parallel")` and by its baselines, in processes of
-their own, in turn: nested rows that keep the CPU busy, on two processes, into PostgreSQL; a source that takes its time,
+their own, in turn: nested rows that keep the CPU busy, on two processes, into DuckDB; a source that takes its time,
 on threads, into DuckDB; TPC-H from PostgreSQL, whose largest table holds most of the rows, on threads, into
 DuckDB. And 10, 100 and 1,000 components of one row each, on threads, for what each adds to what dlt takes by itself,
 and to what it takes in a flow of Prefect's with a task for each.
@@ -76,11 +76,10 @@ MOST_OFF_LINE = 1.25
 
 def load(kind: str, variant: str, size: int, address: str) -> Figures:
     """Load what a kind is about by one variant; return what that took."""
-    destination, where = ("postgres", address) if kind == CPU else ("duckdb", "bench.duckdb")
     sources = {CPU: partial(nested, size), WAITING: partial(waiting, size), SKEWED: partial(tpch, address)}
     source = sources[kind]
-    options = {"loader_file_format": "csv" if kind == CPU else "parquet"}
-    pipeline = partial(build_pipeline, destination, where)
+    options = {"loader_file_format": "parquet"}
+    pipeline = partial(build_pipeline, "duckdb", "bench.duckdb")
     figures: Figures = {}
     if variant in {FLOW, FIRST_ALONE}:
         # As dlt is, before the clock starts; the seconds of the whole process have both.
@@ -252,7 +251,7 @@ def main() -> int:
     """Run all variants in turn, print and write the figures; return 1 when an aim is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="rounds after a warm-up (5)")
-    parser.add_argument("--rows", type=int, default=400_000, help="nested rows for the CPU (400,000)")
+    parser.add_argument("--rows", type=int, default=800_000, help="nested rows for the CPU (800,000)")
     parser.add_argument("--pages", type=int, default=40, help="pages of the largest table that keeps waiting (40)")
     parser.add_argument("--scale", type=float, default=1.0, help="scale factor of TPC-H (1)")
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 100, 1_000], help="components (10 100 1000)")
@@ -294,9 +293,8 @@ def _measure_kind(
         source = make_database("tpch")
         fill(source, home, arguments.scale)
     size = {CPU: arguments.rows, WAITING: arguments.pages}.get(kind, 0)
-    for turn, (number, name) in enumerate(in_turn(arguments.rounds, list(VARIANTS))):
-        address = make_database(f"cpu_{turn}") if kind == CPU else source
-        figures = measure(kind, name, size, home, api=api, address=address)
+    for number, name in in_turn(arguments.rounds, list(VARIANTS)):
+        figures = measure(kind, name, size, home, api=api, address=source)
         show(number, f"{kind}, {name}", figures)
         if number:
             runs[name].append(figures)
