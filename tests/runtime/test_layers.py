@@ -43,6 +43,7 @@ ACT = {
     "environment",
     "job_files",
     "known_secrets",
+    "last_reports",
     "leftovers",
     "loaded_rows",
     "lock",

@@ -28,6 +28,7 @@ from prefect_dlt.fan_out import load_components
 from prefect_dlt.flow_record import FlowRecord
 from prefect_dlt.flow_reporter import reported
 from prefect_dlt.known_secrets import forgotten_afterwards, learn_secrets
+from prefect_dlt.last_reports import waiting_together
 from prefect_dlt.limits import limits_in
 from prefect_dlt.logs import forward_dlt_logs
 from prefect_dlt.on_failure import OnFailure, check_on_failure
@@ -207,7 +208,8 @@ def create_run_pipeline_flow(
                 part = load_here(work.with_details(details or {}), component, resources, options)
             return FlowResult(all_loaded(name, [part]))
         record = FlowRecord(name)
-        with reported(record):
+        # Outside of that: its own report goes along with the last ones of the parts.
+        with waiting_together(), reported(record):
             with forward_dlt_logs(), drain_on_cancellation(), forgotten_afterwards():
                 request = Request(resources, options, to_do)
                 results = load_components(work, mode, request, record, get_run_logger().info, submit_to)
