@@ -41,6 +41,7 @@ ACT = {
     "discard",
     "durations",
     "environment",
+    "garbage",
     "job_files",
     "known_secrets",
     "last_reports",
@@ -66,6 +67,7 @@ ACT = {
     "turns",
     "usage",
     "verify",
+    "while_in_use",
 }
 DECIDE = {
     "assets",

@@ -6,11 +6,14 @@ import base64
 import os
 import secrets
 import threading
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, cast
 
 from dlt.common.normalizers import utils
+
+from prefect_dlt.while_in_use import WhileInUse
 
 _BUFFERED = 65_536
 """Random bytes that a thread fetches at a time: enough for 6,553 rows."""
@@ -23,14 +26,6 @@ class _Drawn(threading.local):
     used = 0
 
 
-class _InUse:
-    """How many ask for a buffer at the moment, and what dlt drew ids with before."""
-
-    lock = threading.Lock()
-    count = 0
-    before: Any = None
-
-
 _drawn = _Drawn()
 
 
@@ -38,15 +33,13 @@ def _forget() -> None:
     # A child would draw what its parent draws too.
     global _drawn  # noqa: PLW0603 - of a thread that is the only one in its process
     _drawn = _Drawn()
-    _InUse.lock = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-@contextmanager
-def buffered_row_ids() -> Generator[None]:
+def buffered_row_ids() -> AbstractContextManager[None]:
     """Let dlt draw the ids of rows from a buffer of each thread, as long as the context of any thread lasts.
 
     dlt asks the operating system for ten random bytes for each row, and Python lets go of its lock to do so. Where
@@ -54,20 +47,19 @@ def buffered_row_ids() -> Generator[None]:
     they took one after another, and half as long again as with a buffer (dlt 1.31, Python 3.11, two cores). The bytes
     come from the same source. A dlt that draws them elsewhere is left as it is.
     """
+    return _in_use.used()
+
+
+def _change() -> Callable[[], None]:
     module = cast("Any", utils)
-    with _InUse.lock:
-        if not _InUse.count:
-            _InUse.before = getattr(module, "uniq_id_base64", None)
-            if _InUse.before is not None:
-                module.uniq_id_base64 = _uniq_id_base64
-        _InUse.count += 1
-    try:
-        yield
-    finally:
-        with _InUse.lock:
-            _InUse.count -= 1
-            if not _InUse.count and _InUse.before is not None:
-                module.uniq_id_base64 = _InUse.before
+    before = getattr(module, "uniq_id_base64", None)
+    if before is None:
+        return lambda: None
+    module.uniq_id_base64 = _uniq_id_base64
+    return partial(setattr, module, "uniq_id_base64", before)
+
+
+_in_use = WhileInUse(_change)
 
 
 def _uniq_id_base64(len_: int = 16) -> str:

@@ -21,6 +21,7 @@ from prefect_dlt.clean import drop, put_traces_back, try_to_restore
 from prefect_dlt.configuration import RunnerSettings, Verify, runner_settings
 from prefect_dlt.discard import Discarded, finish_discard, put_aside
 from prefect_dlt.errors import ConfigurationError, FailedJobsError, PendingDataError, PrefectDltError, VerificationError
+from prefect_dlt.garbage import seldom_collected
 from prefect_dlt.hints import command
 from prefect_dlt.known_secrets import forgotten_afterwards, known_secrets, learn_secrets
 from prefect_dlt.leftovers import mend_folders, tidy_up
@@ -146,6 +147,7 @@ class PipelineRunner:
         reports = isinstance(collector, CallbackCollector)
         with (
             guarded(self.pipeline.working_dir),
+            seldom_collected(),
             forgotten_afterwards(),
             collector.whole_run(self.pipeline, self.record) if reports else self.record.until_finished(),
         ):
