@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from prefect_dlt.errors import CollisionError, ConfigurationError, NotASourceError, SharedStagingError
-from prefect_dlt.modes import Circumstances, choose_mode
+from prefect_dlt.modes import Circumstances, choose_mode, left_behind
 
 SHOP = Circumstances("shop", parts=3)
 SHARED = {"orders": ("Orders", "orders")}
@@ -96,3 +96,35 @@ def test_auto_stays_with_the_pipelines_that_remember_the_state() -> None:
 def test_auto_does_not_leave_the_state_of_parts_behind_without_a_word() -> None:
     with pytest.raises(CollisionError):
         choose_mode("auto", replace(SHOP, loaded_as="parts", shared_tables=SHARED))
+
+
+@pytest.mark.parametrize(
+    ("mode", "loaded", "words"),
+    [
+        (
+            "parallel",
+            "whole",
+            "with one pipeline, which remembers the state of orders: with decompose='parallel'",
+        ),
+        ("sequential", "parts", "To go on, load with decompose='parallel'"),
+    ],
+)
+def test_a_mode_that_leaves_state_behind_is_warned_of(mode: Any, loaded: Any, words: str) -> None:
+    circumstances = replace(SHOP, loaded_as=loaded, remembered=("orders",))
+
+    assert words in left_behind(mode, circumstances)
+    assert choose_mode(mode, circumstances)[0] == mode
+
+
+@pytest.mark.parametrize(
+    ("mode", "loaded", "remembered"),
+    [
+        ("parallel", "whole", ()),
+        ("parallel", "parts", ("orders",)),
+        ("parallel", None, ()),
+        ("sequential", "whole", ("orders",)),
+        ("none", "parts", ("orders",)),
+    ],
+)
+def test_what_leaves_no_state_behind_is_not(mode: Any, loaded: Any, remembered: tuple[str, ...]) -> None:
+    assert left_behind(mode, replace(SHOP, loaded_as=loaded, remembered=remembered)) == ""

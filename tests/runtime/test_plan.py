@@ -233,6 +233,34 @@ def test_how_a_source_was_loaded_is_known_here_or_asked_of_the_destination(
     assert loaded_as(elsewhere()) == "whole"
 
 
+@dlt.source(name="shop")
+def growing() -> Any:
+    """Orders that are read from where the last run ended, and customers that are not."""
+
+    @dlt.resource
+    def orders(at: Any = dlt.sources.incremental("id")) -> Iterator[Any]:  # noqa: B008 - as dlt has it
+        yield [{"id": 1}, {"id": 2}]
+
+    return orders, dlt.resource([{"id": 1}], name="customers")
+
+
+def test_a_run_that_leaves_behind_what_one_pipeline_remembers_says_so_and_a_refresh_does_not(
+    pipeline: Callable[..., Pipeline], caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline().run(growing())
+    load = create_run_pipeline_flow(pipeline, growing, decompose="parallel")
+
+    assert "remembers the state of orders" in load.plan().reason
+    assert load.plan(full_refresh=True).reason == "decompose='parallel'"
+    load()
+    load()
+
+    warnings = [each.getMessage() for each in caplog.records if "Earlier runs have loaded" in each.getMessage()]
+    assert len([each for each in warnings if each.startswith("Earlier")]) == 1
+    assert "load with decompose='sequential'" in warnings[0]
+    assert load.plan().reason == "decompose='parallel'"
+
+
 def test_which_resources_are_chosen_does_not_change_the_mode(pipeline: Callable[..., Pipeline]) -> None:
     plan = create_run_pipeline_flow(pipeline, shop, decompose="auto").plan(resources=["orders"])
 

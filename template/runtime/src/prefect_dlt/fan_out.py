@@ -77,7 +77,9 @@ def load_components(  # noqa: PLR0917 - what one run of a flow is about
         check_target(work, submit_to, request.options)
     record.mode, record.reason = prepared.mode, prepared.reason
     parts = counted(len(prepared.parts), "part") if prepared.parts else "the whole source"
-    say(f"Mode {prepared.mode!r}, {parts}, because: {prepared.reason}")
+    say(f"Mode {prepared.mode!r}, {parts}, because: {prepared.reason.removesuffix(f'. {prepared.warning}')}")
+    if prepared.warning:
+        logger.warning("%s", prepared.warning)
     if prepared.mode == "none":
         return _run_whole(work, request, record, submit_to)
     record.pipeline_name = cast("Any", prepared.base).pipeline_name

@@ -55,14 +55,17 @@ def flow_report(record: FlowRecord, safe: Callable[[str], str], summaries: str =
         if any(each.error is not None and each.tables for each in found):
             parts += ["Rows of components that failed were prepared, and not all of them are loaded."]
         parts += _timeline(record, safe)
-    parts += ["## Width", *_width(record), "## Run", _about(record, safe)]
+    # What was refused before anything ran has no width to speak of.
+    parts += ["## Width", *_width(record)] if found else []
+    parts += ["## Run", _about(record, safe)]
     return Report("flow_report", headline(record, safe), page(parts), _list(found, safe), Rank.SUMMARY)
 
 
 def short_text(record: FlowRecord, safe: Callable[[str], str]) -> str:
     """Return a few lines for the flow's log: the outcome, what failed and why, and what took longest."""
     found = _ordered(record.components)
-    lines = [f"Flow {safe(record.flow_name)!r}: {headline(record, safe)}", f"  {_mode(record, safe)}; {_used(record)}"]
+    lines = [f"Flow {safe(record.flow_name)!r}: {headline(record, safe)}"]
+    lines += [f"  {_mode(record, safe)}; {_used(record)}"] if found else []
     without = [each for each in found if each.error is not None]
     for each in without[:MOST_LINES]:
         why = shortened(printable(safe(each.error or "")), LONGEST_ERROR)
@@ -94,7 +97,8 @@ def headline(record: FlowRecord, safe: Callable[[str], str]) -> str:
         figures += [f"{counts[word]:,} {word}" for word in _OUTCOMES if word != "loaded" and counts[word]]
     if record.error is not None and not any(each.error for each in found) and isinstance(record.error, Exception):
         figures.append(reason_line(record.error, safe))
-    figures.append(counted(sum(each.rows for each in found if each.error is None), "row"))
+    if found:
+        figures.append(counted(sum(each.rows for each in found if each.error is None), "row"))
     figures.append(f"{record.seconds:,.1f} s")
     if record.share_used is not None and record.mode == "parallel":
         figures.append(f"{100 * record.share_used:.0f} % of the width used")

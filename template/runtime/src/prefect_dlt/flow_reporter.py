@@ -14,7 +14,7 @@ from prefect.task_runners import TaskRunner
 
 from prefect_dlt.collector import CLOSE_TIMEOUT
 from prefect_dlt.flow_record import FlowRecord
-from prefect_dlt.flow_report import flow_report, short_text
+from prefect_dlt.flow_report import flow_report, outcome, short_text
 from prefect_dlt.keys import artifact_key
 from prefect_dlt.known_secrets import known_secrets
 from prefect_dlt.publisher import Draft, Place, Run, publisher
@@ -60,7 +60,8 @@ def _publish(record: FlowRecord) -> None:
     if context is None or context.flow_run is None:
         return
     safe = redaction(known_secrets())
-    get_run_logger().info(short_text(record, safe))
+    level = logging.ERROR if outcome(record) == "failed" else logging.INFO
+    get_run_logger().log(level, short_text(record, safe))
     report = flow_report(record, safe, _summaries())
     run, sender, name = Run(context.flow_run.id, None), publisher(), record.pipeline_name or record.flow_name
     sender.put(

@@ -8,8 +8,12 @@ from typing import Literal
 
 from prefect_dlt.decompose import Decompose, Mode
 from prefect_dlt.errors import CollisionError, ConfigurationError, NotASourceError, SharedStagingError
+from prefect_dlt.markdown import shortened
 
 LoadedAs = Literal["whole", "parts"]
+
+LONGEST_LIST = 120
+"""Characters of a list of resources in a line of the log."""
 
 MOST_COLLISIONS = 3
 """Collisions that a reason names."""
@@ -32,7 +36,9 @@ class Circumstances:
         staged_together: Parts that load through a staging area which cannot be separated.
         staging: Why it cannot.
         one_at_a_time: Why the destination should have one load at a time; empty when it takes several.
-        loaded_as: How earlier runs have loaded the source, and so, where its state is; None when none has.
+        loaded_as: How earlier runs have loaded the source, and so, where its state is; None when none has, as far as is
+            known.
+        remembered: Resources that the pipelines which have loaded it so remember something of, on this machine.
     """
 
     source_name: str
@@ -45,6 +51,7 @@ class Circumstances:
     staging: str = ""
     one_at_a_time: str = ""
     loaded_as: LoadedAs | None = None
+    remembered: tuple[str, ...] = ()
 
 
 def choose_mode(  # noqa: PLR0911 - one for each reason
@@ -80,6 +87,22 @@ def choose_mode(  # noqa: PLR0911 - one for each reason
     if (refusal := _refusal("sequential", circumstances)) is None:
         return "sequential", why_not
     return "none", _in_short(refusal)
+
+
+def left_behind(mode: Mode, on: Circumstances) -> str:
+    """Return what a mode leaves behind that earlier runs remember, and what to do; empty where that is nothing.
+
+    "none" is not looked at: the source is not built before it runs.
+    """
+    kept, many = shortened(", ".join(on.remembered), LONGEST_LIST), len(on.remembered) > 1
+    if not on.remembered or (mode, on.loaded_as) not in {("parallel", "whole"), ("sequential", "parts")}:
+        return ""
+    by, other = ("one pipeline", "sequential") if mode == "parallel" else ("a pipeline for each part", "parallel")
+    return (
+        f"Earlier runs have loaded source {on.source_name!r} with {by}, which remembers the state of {kept}: with "
+        f"decompose={mode!r} {'they are' if many else 'it is'} read from the beginning, and what is appended is there "
+        f"twice. To go on, load with decompose={other!r}; to begin anew, with full_refresh=True"
+    )
 
 
 def check_mode(mode: Mode, circumstances: Circumstances) -> None:

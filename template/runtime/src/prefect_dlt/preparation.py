@@ -16,7 +16,7 @@ from prefect_dlt.decompose import Component, Decompose, Mode, all_components, co
 from prefect_dlt.durations import known_durations
 from prefect_dlt.errors import ConfigurationError
 from prefect_dlt.known_secrets import learn_secrets
-from prefect_dlt.modes import choose_mode
+from prefect_dlt.modes import choose_mode, left_behind
 from prefect_dlt.on_failure import OnFailure
 from prefect_dlt.options import DESTINATION_OPTIONS, PLACE_OPTIONS, with_destinations_built
 from prefect_dlt.plan import Plan, largest_first
@@ -52,6 +52,7 @@ class Prepared:
         source: The source, whatever of it is loaded; with None, it is not built here.
         parts: The parts, in the order in which they are started; of a source that is loaded whole, none.
         members: All resources of each part, those that are not loaded too, by the part's name.
+        warning: What this way leaves behind that earlier runs remember; empty where nothing.
     """
 
     mode: Mode
@@ -60,6 +61,7 @@ class Prepared:
     source: Any = None
     parts: tuple[Component, ...] = ()
     members: Mapping[str, tuple[str, ...]] | None = None
+    warning: str = ""
 
     def work_of(self, part: Component, work: ComponentLoad) -> ComponentLoad:
         """Return what a task needs to load a part."""
@@ -114,7 +116,10 @@ def prepare(work: ComponentLoad, decompose: Decompose, request: Request) -> Prep
     if mode == "parallel":
         parts = largest_first(parts, known_durations(base))
     members = {part.name: part.resources for part in all_components(source)}
-    return Prepared(mode, reason, base, source, tuple(parts), members)
+    # What is dropped before it is loaded anew has no state to be missed.
+    warning = "" if request.options.get("refresh") or base.refresh else left_behind(mode, circumstances)
+    reason = f"{reason}. {warning}" if warning else reason
+    return Prepared(mode, reason, base, source, tuple(parts), members, warning)
 
 
 def _check_submitted(request: Request, submit_to: str) -> None:

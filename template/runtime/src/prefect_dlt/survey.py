@@ -32,8 +32,7 @@ def survey(pipeline: Pipeline, source: Any, options: Mapping[str, Any], *, look_
         pipeline: The pipeline that would load it, or that those of the parts would derive from.
         source: The whole source, whichever of its resources are to be loaded.
         options: What `pipeline.run` would be given: `table_name` and `write_disposition` count for all resources.
-        look_back: Whether it matters how earlier runs have loaded it. Where this machine does not know, the destination
-            is asked.
+        look_back: Whether the destination is asked how earlier runs have loaded it, where this machine does not know.
     """
     if not isinstance(source, DltSource):
         return Circumstances(type(source).__name__, 0)
@@ -56,6 +55,7 @@ def survey(pipeline: Pipeline, source: Any, options: Mapping[str, Any], *, look_
     for part in parts:
         # A file system may ignore case.
         pipelines[derived_name(pipeline.pipeline_name, part.name).lower()].append(part.name)
+    loaded, remembered = _loaded_as(pipeline, parts, asks=look_back)
     shared = {table: tuple(sorted(names)) for table, names in sorted(writers.items()) if len(names) > 1}
     return Circumstances(
         source.name,
@@ -67,7 +67,8 @@ def survey(pipeline: Pipeline, source: Any, options: Mapping[str, Any], *, look_
         staged_together=tuple(staged),
         staging=staging,
         one_at_a_time=_one_at_a_time(pipeline),
-        loaded_as=_loaded_as(pipeline, parts) if look_back else None,
+        loaded_as=loaded,
+        remembered=remembered,
     )
 
 
@@ -129,17 +130,23 @@ def _one_at_a_time(pipeline: Pipeline) -> str:
     return ""
 
 
-def _loaded_as(pipeline: Pipeline, parts: Sequence[Component]) -> LoadedAs | None:
-    """Return how the source was loaded last: by this pipeline as a whole, or by one for each of its parts."""
+def _loaded_as(
+    pipeline: Pipeline, parts: Sequence[Component], *, asks: bool
+) -> tuple[LoadedAs | None, tuple[str, ...]]:
+    """Return how the source was loaded last, by this pipeline or by one for each part, and what that remembers."""
     folder = Path(pipeline.pipelines_dir)
     names = [derived_name(pipeline.pipeline_name, part.name) for part in parts]
-    whole = _last_extracted(_local_state(folder / pipeline.pipeline_name))
-    apart = max((_last_extracted(_local_state(folder / name)) for name in names), default="")
-    if not whole and not apart:
+    state_of_whole = _local_state(folder / pipeline.pipeline_name)
+    states_of_parts = [_local_state(folder / name) for name in names]
+    whole = _last_extracted(state_of_whole)
+    apart = max(map(_last_extracted, states_of_parts), default="")
+    if asks and not whole and not apart:
         whole, apart = _stored(pipeline, names)
     if not whole and not apart:
-        return None
-    return "parts" if apart >= whole else "whole"
+        return None, ()
+    loaded: LoadedAs = "parts" if apart >= whole else "whole"
+    states = states_of_parts if loaded == "parts" else [state_of_whole]
+    return loaded, tuple(sorted({name for state in states for name in _with_state(state)}))
 
 
 def _stored(pipeline: Pipeline, names: Sequence[str]) -> tuple[str, str]:
@@ -180,15 +187,20 @@ def _last_extracted(state: Mapping[str, Any]) -> str:
 def _remembered(state: Mapping[str, Any]) -> str:
     if not state.get("schema_names"):
         return "nothing"
-    resources = {
+    resources = _with_state(state)
+    at = _last_extracted(state)[:16].replace("T", " ")
+    said = f"extracted {at} UTC" if at else "loaded before"
+    return f"{said}; state of {', '.join(sorted(resources))}" if resources else said
+
+
+def _with_state(state: Mapping[str, Any]) -> set[str]:
+    """Return the resources that a pipeline remembers something of, where an incremental one has come to for example."""
+    return {
         name
         for of_source in state.get("sources", {}).values()
         for name, kept in of_source.get("resources", {}).items()
         if kept
     }
-    at = _last_extracted(state)[:16].replace("T", " ")
-    said = f"extracted {at} UTC" if at else "loaded before"
-    return f"{said}; state of {', '.join(sorted(resources))}" if resources else said
 
 
 def _tables_known(folder: Path, schema_name: str, resources: set[str]) -> set[str]:
