@@ -264,7 +264,7 @@ def test_a_flow_that_fails_tells_when_and_how_often_each_component_was_tried(
 
 @pytest.mark.usefixtures("prefect_api")
 def test_a_run_that_is_refused_is_reported_where_the_others_are(
-    pipeline: Callable[..., Pipeline], records: list[tuple[FlowRecord, Any]]
+    pipeline: Callable[..., Pipeline], records: list[tuple[FlowRecord, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(UnknownResourcesError):
         create_run_pipeline_flow(pipeline, shop, decompose="parallel")(resources=["ordres"])
@@ -272,6 +272,13 @@ def test_a_run_that_is_refused_is_reported_where_the_others_are(
     ((_, run),) = records
     (artifact,) = reports_of(run, "shop-flow-report")
     assert "no resource 'ordres'" in str(artifact.description)
+    assert " rows" not in str(artifact.description)
+    assert "## Width" not in str(artifact.data)
+    (told,) = [
+        each for each in caplog.records if "no resource 'ordres'" in each.getMessage() and "· " in each.getMessage()
+    ]
+    assert told.levelname == "ERROR"
+    assert "\n" not in told.getMessage()
 
 
 @pytest.mark.usefixtures("prefect_api")
