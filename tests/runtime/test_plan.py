@@ -244,13 +244,25 @@ def growing() -> Any:
     return orders, dlt.resource([{"id": 1}], name="customers")
 
 
+@dlt.source
+def another() -> Any:
+    """A source beside it that remembers something as well."""
+
+    @dlt.resource
+    def visits(at: Any = dlt.sources.incremental("id")) -> Iterator[Any]:  # noqa: B008 - as dlt has it
+        yield [{"id": 1}]
+
+    return visits
+
+
 def test_a_run_that_leaves_behind_what_one_pipeline_remembers_says_so_and_a_refresh_does_not(
     pipeline: Callable[..., Pipeline], caplog: pytest.LogCaptureFixture
 ) -> None:
     pipeline().run(growing())
+    pipeline().run(another())
     load = create_run_pipeline_flow(pipeline, growing, decompose="parallel")
 
-    assert "remembers the state of orders" in load.plan().reason
+    assert "remembers the state of orders: with" in load.plan().reason
     assert load.plan(full_refresh=True).reason == "decompose='parallel'"
     load()
     load()

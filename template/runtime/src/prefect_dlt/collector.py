@@ -26,7 +26,7 @@ from prefect_dlt.last_reports import wait_for_last
 from prefect_dlt.logs import current_run_ids, keep_console, start_forwarding, stop_forwarding
 from prefect_dlt.page import Report
 from prefect_dlt.progress import StageProgress
-from prefect_dlt.publisher import Draft, Place, Publisher, Rank, Run, publisher
+from prefect_dlt.publisher import Draft, Place, Rank, Run, publisher, wait_until_sent
 from prefect_dlt.record import FailedAttempt, RunRecord
 from prefect_dlt.report import failure_report, summary
 from prefect_dlt.schema_changes import SchemaChanges
@@ -169,7 +169,8 @@ class PrefectCollector(CallbackCollector):
         self._measure(record)
         self._put(record, summary(record))
         self._guard(self._emit_events, record, run)
-        wait_for_last(partial(_wait_for, publisher(), run, is_by_steps=record.is_by_steps), self.__close_timeout)
+        # Steps that are called one by one go on with the same artifacts.
+        wait_for_last(partial(wait_until_sent, publisher(), run, goes_on=record.is_by_steps), self.__close_timeout)
 
     def _emit_events(self, record: RunRecord, run: Run) -> None:
         # Changes come last, when the tables are there to be looked at; of too many events, the first are dropped.
@@ -208,16 +209,3 @@ class PrefectCollector(CallbackCollector):
     @override
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_PrefectCollector__run": _Reporting()}
-
-
-def _wait_for(sender: Publisher, run: Run, timeout: float, *, is_by_steps: bool) -> None:
-    unsent = sender.flush(timeout, run)
-    if not is_by_steps:
-        # Steps that are called one by one go on with the same artifacts.
-        sender.forget(run)
-    if unsent:
-        logger.warning(
-            "Not shown in Prefect: %s (%s). The run is not affected, and it is sent again while this process lives",
-            ", ".join(unsent),
-            sender.trouble or "no answer",
-        )

@@ -75,9 +75,9 @@ def load_components(  # noqa: PLR0917 - what one run of a flow is about
         raise
     if submit_to is not None:
         check_target(work, submit_to, request.options)
-    record.mode, record.reason = prepared.mode, prepared.reason
+    record.mode, record.reason = prepared.mode, prepared.told
     parts = counted(len(prepared.parts), "part") if prepared.parts else "the whole source"
-    say(f"Mode {prepared.mode!r}, {parts}, because: {prepared.reason.removesuffix(f'. {prepared.warning}')}")
+    say(f"Mode {prepared.mode!r}, {parts}, because: {prepared.reason}")
     if prepared.warning:
         logger.warning("%s", prepared.warning)
     if prepared.mode == "none":

@@ -17,7 +17,7 @@ from prefect_dlt.flow_record import FlowRecord
 from prefect_dlt.flow_report import flow_report, outcome, short_text
 from prefect_dlt.keys import artifact_key
 from prefect_dlt.known_secrets import known_secrets
-from prefect_dlt.publisher import Draft, Place, Run, publisher
+from prefect_dlt.publisher import Draft, Place, Run, publisher, wait_until_sent
 from prefect_dlt.redact import redaction
 
 logger = logging.getLogger("prefect_dlt")
@@ -70,13 +70,8 @@ def _publish(record: FlowRecord) -> None:
     for long in report.lists:
         for part, rows in long.parts():
             sender.put(Place(artifact_key(name, part), run), Draft("table", long.headline, rows))
-    if unsent := sender.flush(CLOSE_TIMEOUT, run):
-        logger.warning(
-            "Not shown in Prefect: %s (%s). The run is not affected, and it is sent again while this process lives",
-            ", ".join(unsent),
-            sender.trouble or "no answer",
-        )
-    sender.forget(run)
+    # Before the parts' own, which are waited for afterwards: it is looked at first.
+    wait_until_sent(sender, run, CLOSE_TIMEOUT)
 
 
 def _summaries() -> str:

@@ -208,7 +208,6 @@ def create_run_pipeline_flow(
                 part = load_here(work.with_details(details or {}), component, resources, options)
             return FlowResult(all_loaded(name, [part]))
         record = FlowRecord(name)
-        # Outside of that: its own report goes along with the last ones of the parts.
         with waiting_together(), reported(record):
             with forward_dlt_logs(), drain_on_cancellation(), forgotten_afterwards():
                 request = Request(resources, options, to_do)

@@ -94,9 +94,9 @@ def left_behind(mode: Mode, on: Circumstances) -> str:
 
     "none" is not looked at: the source is not built before it runs.
     """
-    kept, many = shortened(", ".join(on.remembered), LONGEST_LIST), len(on.remembered) > 1
     if not on.remembered or (mode, on.loaded_as) not in {("parallel", "whole"), ("sequential", "parts")}:
         return ""
+    kept, many = shortened(", ".join(on.remembered), LONGEST_LIST), len(on.remembered) > 1
     by, other = ("one pipeline", "sequential") if mode == "parallel" else ("a pipeline for each part", "parallel")
     return (
         f"Earlier runs have loaded source {on.source_name!r} with {by}, which remembers the state of {kept}: with "

@@ -63,6 +63,11 @@ class Prepared:
     members: Mapping[str, tuple[str, ...]] | None = None
     warning: str = ""
 
+    @property
+    def told(self) -> str:
+        """Why it is loaded in this mode, and what that leaves behind."""
+        return f"{self.reason}. {self.warning}" if self.warning else self.reason
+
     def work_of(self, part: Component, work: ComponentLoad) -> ComponentLoad:
         """Return what a task needs to load a part."""
         members = (self.members or {}).get(part.name, part.resources)
@@ -118,7 +123,6 @@ def prepare(work: ComponentLoad, decompose: Decompose, request: Request) -> Prep
     members = {part.name: part.resources for part in all_components(source)}
     # What is dropped before it is loaded anew has no state to be missed.
     warning = "" if request.options.get("refresh") or base.refresh else left_behind(mode, circumstances)
-    reason = f"{reason}. {warning}" if warning else reason
     return Prepared(mode, reason, base, source, tuple(parts), members, warning)
 
 
@@ -159,7 +163,7 @@ def plan(
     return Plan(
         flow_name,
         prepared.mode,
-        prepared.reason,
+        prepared.told,
         base.pipeline_name,
         base.destination.destination_name if base.destination else "no destination yet",
         base.dataset_name,

@@ -24,7 +24,7 @@ from prefect_dlt.look_ups import LookUp, LookUps
 from prefect_dlt.outbox import Artifact, Draft, Letter, Outbox, Parcel, Place, Rank, Run
 from prefect_dlt.prefect_api import CONNECTIONS, Failure, PrefectApi, described, failure, retry_after
 
-__all__ = ["Draft", "Place", "Publisher", "Rank", "Run", "publisher"]
+__all__ = ["Draft", "Place", "Publisher", "Rank", "Run", "publisher", "wait_until_sent"]
 
 logger = logging.getLogger("prefect_dlt")
 
@@ -377,6 +377,19 @@ def _created(artifact: Artifact, draft: Draft) -> Event:
         ],
         payload={"key": artifact.place.key, "type": draft.type, "description": draft.description},
     )
+
+
+def wait_until_sent(sender: Publisher, run: Run, timeout: float, *, goes_on: bool = False) -> None:
+    """Wait until what a run has put is sent, and warn of what is not; the run then begins anew, unless it goes on."""
+    unsent = sender.flush(timeout, run)
+    if not goes_on:
+        sender.forget(run)
+    if unsent:
+        logger.warning(
+            "Not shown in Prefect: %s (%s). The run is not affected, and it is sent again while this process lives",
+            ", ".join(unsent),
+            sender.trouble or "no answer",
+        )
 
 
 # -- one publisher for each API ----------------------------------------------------------------------------------------

@@ -146,7 +146,9 @@ def _loaded_as(
         return None, ()
     loaded: LoadedAs = "parts" if apart >= whole else "whole"
     states = states_of_parts if loaded == "parts" else [state_of_whole]
-    return loaded, tuple(sorted({name for state in states for name in _with_state(state)}))
+    # The pipeline may have loaded other sources too.
+    own = {name for part in parts for name in part.resources}
+    return loaded, tuple(sorted(own & {name for state in states for name in _with_state(state)}))
 
 
 def _stored(pipeline: Pipeline, names: Sequence[str]) -> tuple[str, str]:

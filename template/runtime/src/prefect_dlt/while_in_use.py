@@ -21,7 +21,7 @@ class WhileInUse:
         self._users = 0
         self._take_back: Callable[[], None] | None = None
         if hasattr(os, "register_at_fork"):
-            # A fork copies the lock as it was at that moment, and of the users only the one that forked.
+            # A fork copies the lock as it was at that moment.
             os.register_at_fork(after_in_child=self._start_anew)
 
     @contextmanager
