@@ -32,6 +32,7 @@ TALK = {
 ACT = {
     "abandoned",
     "attempts",
+    "built_sources",
     "callbacks",
     "capabilities",
     "clean",

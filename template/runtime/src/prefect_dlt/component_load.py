@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from typing import Any, cast
+from typing import Any
 
 from dlt.common.pipeline import LoadInfo
 from dlt.common.runtime.collector import NullCollector
@@ -18,6 +18,7 @@ from dlt.common.schema import Schema
 from dlt.extract import DltResource, DltSource
 from dlt.pipeline.pipeline import Pipeline
 
+from prefect_dlt.built_sources import BuiltSources
 from prefect_dlt.collector import PrefectCollector
 from prefect_dlt.configuration import RunnerSettings, runner_settings
 from prefect_dlt.dataset import check_dataset_name, derive
@@ -57,6 +58,7 @@ class ComponentLoad:
     one of them fails share a word for it. `place` is where a run says to load to, not the pipeline: destination,
     staging, credentials and dataset, as `pipeline.run` takes them. `staging_areas` is known where all have one pipeline
     object.
+    `built` are the sources that the threads of this run have built, where the parts are loaded by threads.
     In another process than the one it was made in, it takes turns with others that load into the same DuckDB file.
     """
 
@@ -71,12 +73,13 @@ class ComponentLoad:
     ends_with: str | None = None
     place: Mapping[str, Any] = field(default_factory=dict[str, Any])
     staging_areas: StagingAreas | None = None
+    built: BuiltSources | None = None
     made_in: str = field(default_factory=this_process)
     around_load: Callable[[Pipeline], AbstractContextManager[None]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Also for what Prefect sends along with a task: the flow, which holds this.
-        return {**vars(self), "pipeline": by_name(self.pipeline), "source": by_name(self.source)}
+        return {**vars(self), "pipeline": by_name(self.pipeline), "source": by_name(self.source), "built": None}
 
     @property
     def is_elsewhere(self) -> bool:
@@ -141,6 +144,15 @@ class ComponentLoad:
         """Return the source with these resources selected."""
         return select(_built(self.source), resources, self.members)
 
+    def building_once(self) -> ComponentLoad:
+        """Return the same, with a source that each thread builds once, unless it is given as data."""
+        return self if _is_data(self.source) else replace(self, built=BuiltSources(self.source))
+
+    def _part_of_source(self, pipeline: Pipeline, resources: Sequence[str] | None) -> Any:
+        if self.built is None or resources is None:
+            return self.build_source(resources)
+        return self.built.take(pipeline, resources, self.members)
+
     def run(self, resources: Sequence[str] | None, run_options: dict[str, Any]) -> ComponentResult:
         """Load these resources; return what became of them."""
         note = _Note()
@@ -177,7 +189,7 @@ class ComponentLoad:
                 self.around_load(pipeline) if self.around_load else nullcontext(),
                 nullcontext() if self.component == WHOLE else no_refresh(pipeline),
             ):
-                return note.runner.run(lambda: self.build_source(resources), **_own(run_options))
+                return note.runner.run(lambda: self._part_of_source(pipeline, resources), **_own(run_options))
 
 
 @dataclass
@@ -221,10 +233,12 @@ def _own(run_options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _built(source: Any) -> Any:
+    return source if _is_data(source) else source()
+
+
+def _is_data(source: Any) -> bool:
     # A DltResource can be called as well, to bind its arguments, but it is data as it stands.
-    if isinstance(source, DltSource | DltResource) or not callable(source):
-        return cast("Any", source)
-    return source()
+    return isinstance(source, DltSource | DltResource) or not callable(source)
 
 
 def _own_collector(pipeline: Pipeline) -> Any:

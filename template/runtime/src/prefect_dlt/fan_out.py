@@ -155,7 +155,7 @@ def _run_in_parallel(
     )
     if on_threads:
         # Threads can have the one that is there; it takes dlt some 20 ms to make another for each of them.
-        work = replace(work, pipeline=base, place={}, staging_areas=staging_areas(base))
+        work = replace(work.building_once(), pipeline=base, place={}, staging_areas=staging_areas(base))
     began = time.monotonic()
     with shared_dataset(work.build_pipeline(base), retry_policy, elsewhere=leaves):
         refreshed: dict[str, float | None] = {}

@@ -155,6 +155,11 @@ class _BaseValues(ConfigProvider):
         return scope.base if scope is not None else None
 
 
+def may_be_configured_alone(pipeline_name: str) -> bool:
+    """Tell whether something may be configured for one pipeline by its name, in this process; a vault always may."""
+    return any(_may_have_for(provider, pipeline_name) for provider in _of_dlt())
+
+
 def _may_have_for(provider: ConfigProvider, pipeline_name: str) -> bool:
     """Tell whether a provider may have anything that is configured for one pipeline by itself."""
     if provider.is_empty:
