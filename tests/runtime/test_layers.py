@@ -32,6 +32,7 @@ TALK = {
 ACT = {
     "abandoned",
     "attempts",
+    "brief_stages",
     "built_sources",
     "callbacks",
     "capabilities",

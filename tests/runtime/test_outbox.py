@@ -71,6 +71,31 @@ def test_progress_that_takes_the_place_of_a_first_state_is_as_urgent() -> None:
     assert shown(outbox.take_letters(live=False, hurry=())) == {"load": "second"}
 
 
+def test_what_has_not_been_sent_can_be_taken_back_and_nobody_is_told_of_it() -> None:
+    outbox = Outbox()
+    outbox.put(place("load"), draft(), live=False)
+
+    assert outbox.withdraw(place("load"))
+    assert not outbox.withdraw(place("load"))
+    assert not outbox.has_work()
+    assert outbox.tell(RUN, outbox.now()) == []
+    outbox.put(place("load"), draft("again"), live=False)
+    assert shown(outbox.take_letters(live=True, hurry=())) == {"load": "again"}
+
+
+def test_what_is_under_way_or_was_sent_stays() -> None:
+    outbox = Outbox()
+    outbox.put(place("load"), draft(), live=False)
+    (letter,) = outbox.take_letters(live=True, hurry=())
+
+    outbox.put(place("load"), draft("newer"), live=False)
+    assert not outbox.withdraw(place("load"))
+    letter.artifact.id = uuid4()
+    outbox.sent([letter])
+    assert not outbox.withdraw(place("load"))
+    assert shown(outbox.take_letters(live=True, hurry=())) == {"load": "newer"}
+
+
 def test_a_draft_that_comes_back_never_takes_the_place_of_a_newer_one() -> None:
     outbox = Outbox()
     outbox.put(place("load"), draft("old"), live=False)

@@ -16,6 +16,7 @@ from prefect.logging import get_run_logger
 from typing_extensions import override
 
 from prefect_dlt.assets import asset_events
+from prefect_dlt.brief_stages import are_brief_stages_left_out
 from prefect_dlt.callbacks import CallbackCollector, TLogger
 from prefect_dlt.deployment import note_names
 from prefect_dlt.emitter import emit, run_resources
@@ -67,7 +68,8 @@ class PrefectCollector(CallbackCollector):
     """A `CallbackCollector` that also writes Prefect artifacts.
 
     In a flow or task run, it keeps one progress artifact per stage up to date while `pipeline.run` or the runner works,
-    and ends with a summary of the run. Outside of one it is a quiet log collector. Sending happens on a thread of its
+    and ends with a summary of the run. In a flow that takes a source apart on threads, a stage that ends before its
+    progress was sent once, within a second, shows its report alone. Outside of one it is a quiet log collector. Sending happens on a thread of its
     own: a load neither waits for Prefect's API nor fails with it, but for at most `close_timeout` seconds at the end.
 
     Args:
@@ -135,7 +137,7 @@ class PrefectCollector(CallbackCollector):
     ) -> None:
         if self.__run.run is None:
             return
-        self._put_progress(progress, failed=step.step_exception is not None)
+        self._end_progress(self.__run.run, progress, failed=step.step_exception is not None)
         self._measure(record)
         self._put(record, stage_report(record, step))
 
@@ -195,6 +197,11 @@ class PrefectCollector(CallbackCollector):
         now = self.__run.last_put = self._now()
         line = progress.line(now) + (" · failed" if failed else "")
         self._put_draft(self.__run.key, Draft("progress", line, round(progress.percent, 1), Rank.PROGRESS), live=live)
+
+    def _end_progress(self, run: Run, progress: StageProgress, *, failed: bool) -> None:
+        is_left_out = not failed and are_brief_stages_left_out() and publisher().withdraw(Place(self.__run.key, run))
+        if not is_left_out:
+            self._put_progress(progress, failed=failed)
 
     def _put_draft(self, key: str, draft: Draft, *, live: bool = False) -> None:
         if self.__run.run is not None:

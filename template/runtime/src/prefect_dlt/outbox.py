@@ -162,6 +162,18 @@ class Outbox:
             self._discard(oldest)
             self._lose(oldest)
 
+    def withdraw(self, place: Place) -> bool:
+        """Take back an artifact of which nothing has been sent, nor is under way; tell whether there was one."""
+        artifact = self._artifacts.get(place)
+        letter = self._letters.get(artifact) if artifact is not None else None
+        if artifact is None or letter is None or artifact.id is not None or artifact.is_doubtful:
+            return False
+        if any(isinstance(each, Letter) and each.artifact is artifact for each in self._taken):
+            return False
+        self._discard(letter)
+        del self._artifacts[place]
+        return True
+
     def emit(self, text: str, run: Run | None) -> None:
         """Take an event."""
         self._events.append(EventText(run, self._next(), text))

@@ -125,6 +125,11 @@ class Publisher:
             self._outbox.put(place, draft, live)
             self._changed.notify_all()
 
+    def withdraw(self, place: Place) -> bool:
+        """Take back an artifact of which nothing has been sent, nor is under way; tell whether there was one."""
+        with self._changed:
+            return self._outbox.withdraw(place)
+
     def emit(self, event: Event, run: Run | None = None) -> None:
         """Take an event, to be sent with the next round, in order and at least once; returns at once.
 
