@@ -69,8 +69,9 @@ class PrefectCollector(CallbackCollector):
 
     In a flow or task run, it keeps one progress artifact per stage up to date while `pipeline.run` or the runner works,
     and ends with a summary of the run. In a flow that takes a source apart on threads, a stage that ends before its
-    progress was sent once, within a second, shows its report alone. Outside of one it is a quiet log collector. Sending happens on a thread of its
-    own: a load neither waits for Prefect's API nor fails with it, but for at most `close_timeout` seconds at the end.
+    progress was sent once, within a second, shows its report alone. Outside of one it is a quiet log collector. Sending
+    happens on a thread of its own: a load neither waits for Prefect's API nor fails with it, but for at most
+    `close_timeout` seconds at the end.
 
     Args:
         log_period: Shortest time between two lines of progress, and two states of a progress artifact, in seconds.
