@@ -84,7 +84,8 @@ def rendered(page: str) -> str:
 
 def cells(page: str, heading: str) -> list[list[str]]:
     """Return the rows of the table under a heading as a reader sees them."""
-    section = rendered(page).partition(f"<h2>{heading}</h2>")[2].partition("<h2>")[0]
+    found = re.search(rf"<h(\d)>{re.escape(heading)}</h\1>(.*?)(?=<h|\Z)", rendered(page), re.DOTALL)
+    section = found[2] if found is not None else ""
     rows = re.findall(r"<tr>(.*?)</tr>", section, re.DOTALL)
     return [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL) for row in rows]
 

@@ -32,7 +32,6 @@ TALK = {
 ACT = {
     "abandoned",
     "attempts",
-    "brief_stages",
     "built_sources",
     "callbacks",
     "capabilities",

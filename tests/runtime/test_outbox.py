@@ -34,11 +34,11 @@ def test_reports_go_at_once_and_progress_one_at_a_time_in_turn() -> None:
     for report in range(3):
         outbox.put(place(f"report-{report}"), draft(), live=False)
 
-    first = outbox.take_letters(live=True, hurry=())
+    first = outbox.take_letters(live=True, hurry=(), now=0.0)
     outbox.sent(first)
     assert set(shown(first)) == {"report-0", "report-1", "report-2", "part-0"}
     outbox.put(place("part-1", runs[1]), draft(), live=True)
-    following = [key for _ in range(7) for key in shown(outbox.take_letters(live=True, hurry=()))]
+    following = [key for _ in range(7) for key in shown(outbox.take_letters(live=True, hurry=(), now=0.0))]
 
     assert following == [f"part-{component}" for component in range(1, 8)]
 
@@ -48,8 +48,8 @@ def test_progress_waits_while_its_turn_has_not_come_and_goes_when_its_run_ends()
     for run in (RUN, OTHER):
         outbox.put(place("load", run), draft(), live=True)
 
-    assert outbox.take_letters(live=False, hurry=()) == []
-    assert [letter.run for letter in outbox.take_letters(live=False, hurry=[OTHER])] == [OTHER]
+    assert outbox.take_letters(live=False, hurry=(), now=0.0) == []
+    assert [letter.run for letter in outbox.take_letters(live=False, hurry=[OTHER], now=0.0)] == [OTHER]
 
 
 def test_of_a_run_that_waits_the_summary_goes_first_and_progress_last_and_others_behind_it() -> None:
@@ -58,7 +58,7 @@ def test_of_a_run_that_waits_the_summary_goes_first_and_progress_last_and_others
     for rank in (Rank.PROGRESS, Rank.REPORT, Rank.FAILURE, Rank.SUMMARY):
         outbox.put(place(rank.name), Draft("markdown", "One line", "x", rank), live=rank is Rank.PROGRESS)
 
-    letters = outbox.take_letters(live=False, hurry=[RUN])
+    letters = outbox.take_letters(live=False, hurry=[RUN], now=0.0)
 
     assert list(shown(letters)) == ["SUMMARY", "FAILURE", "REPORT", "PROGRESS", "summary"]
 
@@ -68,7 +68,28 @@ def test_progress_that_takes_the_place_of_a_first_state_is_as_urgent() -> None:
     outbox.put(place("load"), draft("first"), live=False)
     outbox.put(place("load"), draft("second"), live=True)
 
-    assert shown(outbox.take_letters(live=False, hurry=())) == {"load": "second"}
+    assert shown(outbox.take_letters(live=False, hurry=(), now=0.0)) == {"load": "second"}
+
+
+def test_what_is_held_goes_when_it_is_due_or_its_run_waits() -> None:
+    outbox = Outbox()
+    outbox.put(place("report", OTHER), draft(), live=False, held_until=5.0)
+    outbox.put(place("report"), draft(), live=False, held_until=5.0)
+    outbox.put(place("load", OTHER), draft(), live=True, held_until=7.0)
+
+    assert outbox.take_letters(live=True, hurry=(), now=4.9) == []
+    assert [letter.run for letter in outbox.take_letters(live=True, hurry=[RUN], now=4.9)] == [RUN]
+    assert shown(outbox.take_letters(live=True, hurry=(), now=5.0)) == {"report": "x"}
+    assert shown(outbox.take_letters(live=True, hurry=(), now=7.0)) == {"load": "x"}
+
+
+@pytest.mark.parametrize(("first", "second"), [(5.0, 9.0), (9.0, 5.0)])
+def test_a_draft_in_place_of_another_is_held_no_longer_than_either(first: float, second: float) -> None:
+    outbox = Outbox()
+    outbox.put(place("report"), draft("first"), live=False, held_until=first)
+    outbox.put(place("report"), draft("second"), live=False, held_until=second)
+
+    assert shown(outbox.take_letters(live=True, hurry=(), now=5.0)) == {"report": "second"}
 
 
 def test_what_has_not_been_sent_can_be_taken_back_and_nobody_is_told_of_it() -> None:
@@ -80,32 +101,32 @@ def test_what_has_not_been_sent_can_be_taken_back_and_nobody_is_told_of_it() -> 
     assert not outbox.has_work()
     assert outbox.tell(RUN, outbox.now()) == []
     outbox.put(place("load"), draft("again"), live=False)
-    assert shown(outbox.take_letters(live=True, hurry=())) == {"load": "again"}
+    assert shown(outbox.take_letters(live=True, hurry=(), now=0.0)) == {"load": "again"}
 
 
 def test_what_is_under_way_or_was_sent_stays() -> None:
     outbox = Outbox()
     outbox.put(place("load"), draft(), live=False)
-    (letter,) = outbox.take_letters(live=True, hurry=())
+    (letter,) = outbox.take_letters(live=True, hurry=(), now=0.0)
 
     outbox.put(place("load"), draft("newer"), live=False)
     assert not outbox.withdraw(place("load"))
     letter.artifact.id = uuid4()
     outbox.sent([letter])
     assert not outbox.withdraw(place("load"))
-    assert shown(outbox.take_letters(live=True, hurry=())) == {"load": "newer"}
+    assert shown(outbox.take_letters(live=True, hurry=(), now=0.0)) == {"load": "newer"}
 
 
 def test_a_draft_that_comes_back_never_takes_the_place_of_a_newer_one() -> None:
     outbox = Outbox()
     outbox.put(place("load"), draft("old"), live=False)
-    taken = outbox.take_letters(live=True, hurry=())
+    taken = outbox.take_letters(live=True, hurry=(), now=0.0)
     outbox.put(place("load"), draft("new"), live=True)
 
     outbox.returned(taken)
 
-    assert shown(outbox.take_letters(live=False, hurry=())) == {"load": "new"}
-    assert outbox.take_letters(live=True, hurry=()) == []
+    assert shown(outbox.take_letters(live=False, hurry=(), now=0.0)) == {"load": "new"}
+    assert outbox.take_letters(live=True, hurry=(), now=0.0) == []
 
 
 def test_what_a_run_puts_after_its_end_is_another_version_and_what_waits_stays_with_the_first() -> None:
@@ -116,7 +137,7 @@ def test_what_a_run_puts_after_its_end_is_another_version_and_what_waits_stays_w
     for run in (RUN, OTHER):
         outbox.put(place("load", run), draft("second"), live=False)
 
-    letters = outbox.take_letters(live=True, hurry=())
+    letters = outbox.take_letters(live=True, hurry=(), now=0.0)
 
     assert [(letter.run, letter.draft.data) for letter in letters] == [
         (RUN, "first"),
@@ -141,7 +162,7 @@ def test_a_run_is_told_of_what_has_not_been_sent_and_nobody_is_told_twice() -> N
 def test_what_is_under_way_is_pending_until_it_is_sent() -> None:
     outbox = Outbox()
     outbox.put(place("summary"), draft(), live=False)
-    taken = outbox.take_letters(live=True, hurry=())
+    taken = outbox.take_letters(live=True, hurry=(), now=0.0)
 
     assert outbox.tell(RUN, outbox.now()) == ["summary"]
     outbox.sent(taken)
@@ -165,7 +186,7 @@ def test_however_long_the_api_is_away_memory_is_bounded_and_progress_goes_first(
         outbox.put(place(f"progress-{number:03}"), draft("p" * 4_000), live=True)
         outbox.put(place(f"report-{number:03}"), draft("r" * 8_000), live=False)
 
-    waiting = shown(outbox.take_letters(live=False, hurry=[RUN]))
+    waiting = shown(outbox.take_letters(live=False, hurry=[RUN], now=0.0))
 
     assert sum(map(len, waiting.values())) < 1_000_000
     assert [key for key in waiting if key.startswith("report")] == [f"report-{number:03}" for number in range(100)]
@@ -181,7 +202,7 @@ def test_as_many_drafts_wait_as_may(monkeypatch: pytest.MonkeyPatch, live: bool)
     for number in range(25):
         outbox.put(place(f"key-{number:02}", Run(None, uuid4())), draft(), live=live)
 
-    assert set(shown(outbox.take_letters(live=False, hurry=[]))) == (
+    assert set(shown(outbox.take_letters(live=False, hurry=[], now=0.0))) == (
         set() if live else {f"key-{number}" for number in range(15, 25)}
     )
     assert len(outbox.untold()) == 25
@@ -216,7 +237,7 @@ def test_what_was_dropped_and_then_put_again_and_sent_is_no_loss(monkeypatch: py
     outbox.put(place("other"), draft(), live=False)
     outbox.put(place("load"), draft(), live=False)
 
-    outbox.sent(outbox.take_letters(live=True, hurry=()))
+    outbox.sent(outbox.take_letters(live=True, hurry=(), now=0.0))
 
     assert outbox.tell(RUN, outbox.now()) == ["other"]
 

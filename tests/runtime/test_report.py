@@ -18,7 +18,7 @@ from prefect_dlt import CallbackCollector, runner
 from prefect_dlt.diagrams import timeline
 from prefect_dlt.errors import VerificationError
 from prefect_dlt.markdown import LONGEST_BLOCK, LONGEST_TABLE
-from prefect_dlt.page import LARGEST_LIST, LongList, Report
+from prefect_dlt.page import LARGEST_LIST, LongList, Report, Section
 from prefect_dlt.record import Recovered, RunRecord, Table, TableRow, Usage
 from prefect_dlt.report import failure_report, headline, summary, text_table
 from prefect_dlt.schema_changes import ColumnChange, TableChange
@@ -79,6 +79,17 @@ def test_a_run_is_told_in_a_headline_and_a_page(reports: Reports) -> None:
         [f"<code>{name}</code>", "new table"] for name in ("customers", "greetings", "orders", "orders__items")
     ]
     assert report.lists == ()
+
+
+def test_what_reports_say_can_be_told_in_the_summary(reports: Reports) -> None:
+    told = Report("load_report", "load done · 4 of 4 jobs · 1.5 MiB", "", sections=(Section("Jobs per table", "x"),))
+    changes = schema_report(reports.record)
+
+    page = summary(reports.record, [told, changes]).page
+
+    assert "### Load done · 4 of 4 jobs · 1.5 MiB\n\n#### Jobs per table\n\nx" in page.partition("## Tables")[0]
+    assert [section.under(3) in page for section in changes.sections] == [True] * 4
+    assert "Each column with its type is in the artifact" not in page
 
 
 def test_a_run_that_failed_shows_where_and_why(pipeline: Callable[..., Pipeline]) -> None:

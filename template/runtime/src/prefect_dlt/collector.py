@@ -16,11 +16,11 @@ from prefect.logging import get_run_logger
 from typing_extensions import override
 
 from prefect_dlt.assets import asset_events
-from prefect_dlt.brief_stages import are_brief_stages_left_out
 from prefect_dlt.callbacks import CallbackCollector, TLogger
 from prefect_dlt.deployment import note_names
 from prefect_dlt.emitter import emit, run_resources
 from prefect_dlt.environment import environment
+from prefect_dlt.errors import ConfigurationError
 from prefect_dlt.events import schema_events
 from prefect_dlt.keys import artifact_key
 from prefect_dlt.last_reports import wait_for_last
@@ -36,6 +36,11 @@ from prefect_dlt.stage_report import stage_report
 from prefect_dlt.usage import UsageMeter
 
 logger = logging.getLogger("prefect_dlt")
+
+BRIEF_PART = 5.0
+"""Seconds that a part of a source takes at most to be told on one page, unless its collector says otherwise.
+
+A page takes Prefect's server some 10 ms of CPU, eight of them as much as a small load."""
 
 CLOSE_TIMEOUT = 5.0
 """Longest wait at the end of a run for Prefect's API to take the last reports, in seconds."""
@@ -53,6 +58,8 @@ class _Reporting:
         changed: Changes of schemas that no event tells of yet.
         key: Key of the progress artifact of the stage that is under way.
         last_put: When its last state was put, in seconds of the collector's clock.
+        held_until: When it is no longer brief, in seconds of the collector's clock; at once by default.
+        held: Reports that its summary takes the place of when it is, by key.
     """
 
     run: Run | None = None
@@ -62,16 +69,16 @@ class _Reporting:
     changed: dict[str, SchemaChanges] = field(default_factory=dict[str, SchemaChanges])
     key: str = ""
     last_put: float = float("-inf")
+    held_until: float = float("-inf")
+    held: dict[str, Report] = field(default_factory=dict[str, Report])
 
 
 class PrefectCollector(CallbackCollector):
     """A `CallbackCollector` that also writes Prefect artifacts.
 
     In a flow or task run, it keeps one progress artifact per stage up to date while `pipeline.run` or the runner works,
-    and ends with a summary of the run. In a flow that takes a source apart on threads, a stage that ends before its
-    progress was sent once, within a second, shows its report alone. Outside of one it is a quiet log collector. Sending
-    happens on a thread of its own: a load neither waits for Prefect's API nor fails with it, but for at most
-    `close_timeout` seconds at the end.
+    and ends with a summary of the run. Outside of one it is a quiet log collector. Sending happens on a thread of its
+    own: a load neither waits for Prefect's API nor fails with it, but for at most `close_timeout` seconds at the end.
 
     Args:
         log_period: Shortest time between two lines of progress, and two states of a progress artifact, in seconds.
@@ -79,7 +86,14 @@ class PrefectCollector(CallbackCollector):
         log_level: Level of the lines of progress.
         close_timeout: Longest wait at the end of a run for the API to take the last reports, in seconds.
         assets: Whether to tell Prefect of each table that was loaded, as an asset that was materialized.
+        brief: How long a brief run takes at most, in seconds: one that went well at the first attempt is told on its
+            summary alone, which then has what the reports about its stages and its schema say; nothing else of it is
+            shown until it is over, or takes longer. By default none is brief, but for the parts of a source that is
+            taken apart, of which those up to `BRIEF_PART` seconds are.
         clock: Returns the time in seconds; for tests.
+
+    Raises:
+        ConfigurationError: If `brief` is no number of seconds.
     """
 
     def __init__(
@@ -90,9 +104,14 @@ class PrefectCollector(CallbackCollector):
         *,
         close_timeout: float = CLOSE_TIMEOUT,
         assets: bool = True,
+        brief: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(log_period, logger, log_level, clock=clock)
+        given: Any = brief
+        if given is not None and not (isinstance(given, int | float) and given >= 0):
+            raise ConfigurationError("brief", brief, "it is a number of seconds, 0 or more, or None")
+        self.brief = brief
         self.__close_timeout = close_timeout
         self.__assets = assets
         self.__takes_run_logger = logger is None
@@ -114,6 +133,8 @@ class PrefectCollector(CallbackCollector):
             self.logger = self._run_logger()
         if run is None:
             return
+        if self.brief and not record.is_by_steps:
+            self.__run.held_until = self._now() + self.brief
         self.__run.meter = UsageMeter(self._now)
         self.__run.resources = run_resources()
         record.environment = {**record.environment, **environment()}
@@ -138,7 +159,10 @@ class PrefectCollector(CallbackCollector):
     ) -> None:
         if self.__run.run is None:
             return
-        self._end_progress(self.__run.run, progress, failed=step.step_exception is not None)
+        is_failure = step.step_exception is not None
+        # Once it is over, its report says more than a progress of which nobody has seen anything.
+        if is_failure or not self._take_back(self.__run.key):
+            self._put_progress(progress, failed=is_failure)
         self._measure(record)
         self._put(record, stage_report(record, step))
 
@@ -170,7 +194,9 @@ class PrefectCollector(CallbackCollector):
 
     def _send_last(self, record: RunRecord, run: Run) -> None:
         self._measure(record)
-        self._put(record, summary(record))
+        is_well = record.error is None and not record.failed_attempts
+        told_here = [report for key, report in self.__run.held.items() if is_well and self._take_back(key)]
+        self._put(record, summary(record, told_here))
         self._guard(self._emit_events, record, run)
         # Steps that are called one by one go on with the same artifacts.
         wait_for_last(partial(wait_until_sent, publisher(), run, goes_on=record.is_by_steps), self.__close_timeout)
@@ -185,9 +211,21 @@ class PrefectCollector(CallbackCollector):
         if self.__run.meter is not None:
             record.usage = self.__run.meter.measure()
 
+    def _hold(self) -> float:
+        """Return how many seconds from now the run is brief."""
+        return max(0.0, self.__run.held_until - self._now())
+
+    def _take_back(self, key: str) -> bool:
+        """Take back what is held under a key; tell whether nothing of it was sent."""
+        run = self.__run
+        return run.run is not None and self._hold() > 0 and publisher().withdraw(Place(key, run.run))
+
     def _put(self, record: RunRecord, report: Report) -> None:
         draft = Draft("markdown", report.headline, report.page, report.rank)
-        self._put_draft(artifact_key(record.pipeline_name, report.name), draft)
+        key = artifact_key(record.pipeline_name, report.name)
+        self._put_draft(key, draft)
+        if report.rank is Rank.REPORT and not report.lists:
+            self.__run.held[key] = report
         for long in report.lists:
             for name, rows in long.parts():
                 self._put_draft(artifact_key(record.pipeline_name, name), Draft("table", long.headline, rows))
@@ -199,14 +237,10 @@ class PrefectCollector(CallbackCollector):
         line = progress.line(now) + (" · failed" if failed else "")
         self._put_draft(self.__run.key, Draft("progress", line, round(progress.percent, 1), Rank.PROGRESS), live=live)
 
-    def _end_progress(self, run: Run, progress: StageProgress, *, failed: bool) -> None:
-        is_left_out = not failed and are_brief_stages_left_out() and publisher().withdraw(Place(self.__run.key, run))
-        if not is_left_out:
-            self._put_progress(progress, failed=failed)
-
     def _put_draft(self, key: str, draft: Draft, *, live: bool = False) -> None:
         if self.__run.run is not None:
-            publisher().put(Place(key, self.__run.run), draft, live=live)
+            hold = self._hold() if draft.rank in (Rank.REPORT, Rank.PROGRESS) else 0.0
+            publisher().put(Place(key, self.__run.run), draft, live=live, hold=hold)
 
     def _run_logger(self) -> Any:
         if self.__run.run is None:

@@ -19,7 +19,7 @@ from dlt.extract import DltResource, DltSource
 from dlt.pipeline.pipeline import Pipeline
 
 from prefect_dlt.built_sources import BuiltSources
-from prefect_dlt.collector import PrefectCollector
+from prefect_dlt.collector import BRIEF_PART, PrefectCollector
 from prefect_dlt.configuration import RunnerSettings, runner_settings
 from prefect_dlt.dataset import check_dataset_name, derive
 from prefect_dlt.decompose import derived_name, select
@@ -243,4 +243,8 @@ def _is_data(source: Any) -> bool:
 
 def _own_collector(pipeline: Pipeline) -> Any:
     """Return the collector for a pipeline derived from this one: a copy, since one collector serves one pipeline."""
-    return PrefectCollector() if isinstance(pipeline.collector, NullCollector) else copy.deepcopy(pipeline.collector)
+    is_none = isinstance(pipeline.collector, NullCollector)
+    collector = PrefectCollector() if is_none else copy.deepcopy(pipeline.collector)
+    if isinstance(collector, PrefectCollector) and collector.brief is None:
+        collector.brief = BRIEF_PART
+    return collector

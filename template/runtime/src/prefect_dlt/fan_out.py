@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Generator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
@@ -20,7 +20,6 @@ from prefect.exceptions import CancelledRun
 from prefect.states import Cancelled
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from prefect_dlt.brief_stages import brief_stages_left_out
 from prefect_dlt.component_load import WHOLE, ComponentLoad, error_line
 from prefect_dlt.dataset import shared_dataset
 from prefect_dlt.decompose import Component, Decompose, components
@@ -185,7 +184,7 @@ def _run_in_parallel(
             )
             results = [record.add(result) for result in found]
         else:
-            with _many_on_threads() if on_threads else nullcontext():
+            with buffered_row_ids() if on_threads else nullcontext():
                 results = _run_in_tasks(
                     prepared, loads, options, record, [load.working_dir(base) for load in loads.values()]
                 )
@@ -193,12 +192,6 @@ def _run_in_parallel(
     # What had nothing to load says nothing of how long it takes to load something.
     keep_durations(base, {each.name: each.seconds for each in results if each.error is None and each.tables})
     return results
-
-
-@contextmanager
-def _many_on_threads() -> Generator[None]:
-    with buffered_row_ids(), brief_stages_left_out():
-        yield
 
 
 def _run_in_tasks(

@@ -115,11 +115,19 @@ class Parcel:
 
 @dataclass(eq=False)
 class Letter(Parcel):
-    """A draft, and the artifact that it is for."""
+    """A draft, and the artifact that it is for.
+
+    Attributes:
+        artifact: Which artifact.
+        draft: What it shows from now on.
+        live: Whether another draft will follow soon.
+        held_until: When it is due, in seconds of the clock that `take_letters` is told; at once by default.
+    """
 
     artifact: Artifact
     draft: Draft
     live: bool
+    held_until: float = 0.0
 
 
 @dataclass(eq=False)
@@ -148,14 +156,14 @@ class Outbox:
 
     # -- what comes in -------------------------------------------------------------------------------------------------
 
-    def put(self, place: Place, draft: Draft, live: bool) -> None:
+    def put(self, place: Place, draft: Draft, live: bool, held_until: float = 0.0) -> None:
         """Take a draft, in place of the one that waits for the same artifact."""
         artifact = self._artifacts.get(place)
         if artifact is None:
             artifact = self._artifacts[place] = Artifact(place)
             if len(self._artifacts) > MOST_ARTIFACTS:
                 del self._artifacts[next(iter(self._artifacts))]
-        self._keep(Letter(place.run, self._next(), artifact, draft, live))
+        self._keep(Letter(place.run, self._next(), artifact, draft, live, held_until))
         while len(self._letters) > MOST_DRAFTS or self._draft_bytes > MOST_BYTES:
             letters = self._letters.values()
             oldest = next((each for each in letters if each.live), None) or next(iter(letters))
@@ -189,17 +197,18 @@ class Outbox:
         """Tell whether anything waits."""
         return bool(self._letters or self._events)
 
-    def take_letters(self, live: bool, hurry: Collection[Run]) -> list[Letter]:
+    def take_letters(self, live: bool, hurry: Collection[Run], now: float) -> list[Letter]:
         """Return the drafts that are due: all but those that others will follow, of which one goes at a time.
 
         Args:
             live: Whether one of those may go: the one that waits longest.
-            hurry: Runs that wait for theirs, all of which go, first and by rank.
+            hurry: Runs that wait for theirs, all of which go, held ones too, first and by rank.
+            now: What is held until later than this stays, in seconds.
         """
-        hurried = [each for each in self._letters.values() if each.run in hurry]
-        due = sorted(hurried, key=lambda letter: letter.draft.rank)
-        due += [each for each in self._letters.values() if not each.live and each.run not in hurry]
-        if live and (waiting := next((each for each in self._letters.values() if each.live), None)) is not None:
+        free = [each for each in self._letters.values() if each.run in hurry or each.held_until <= now]
+        due = sorted((each for each in free if each.run in hurry), key=lambda letter: letter.draft.rank)
+        due += [each for each in free if not each.live and each.run not in hurry]
+        if live and (waiting := next((each for each in free if each.live), None)) is not None:
             due += [waiting] if waiting not in due else []
         for letter in due:
             self._discard(letter)
@@ -301,7 +310,7 @@ class Outbox:
         return self._count
 
     def _keep(self, letter: Letter, *, is_newer: bool = True) -> None:
-        """Let a draft wait, in place of an older one; what stands for both is as old and as urgent as either."""
+        """Let a draft wait, in place of an older one; what stands for both is as old, and due as soon, as either."""
         other = self._letters.get(letter.artifact)
         if other is None:
             self._letters[letter.artifact] = letter
@@ -312,6 +321,7 @@ class Outbox:
             other.draft = letter.draft
             other.is_told = False
         other.live = other.live and letter.live
+        other.held_until = min(other.held_until, letter.held_until)
         other.since = min(other.since, letter.since)
 
     def _discard(self, letter: Letter) -> None:

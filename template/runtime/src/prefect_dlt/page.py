@@ -63,6 +63,18 @@ class LongList:
 
 
 @dataclass(frozen=True)
+class Section:
+    """A part of a page with a heading; both are Markdown."""
+
+    heading: str
+    text: str
+
+    def under(self, level: int) -> str:
+        """Return it as Markdown, with a heading of this level: 2 for the page's own sections."""
+        return f"{'#' * level} {self.heading}\n\n{self.text}"
+
+
+@dataclass(frozen=True)
 class Report:
     """A page about a run or a part of it.
 
@@ -72,6 +84,7 @@ class Report:
         page: The page, as Markdown.
         lists: What is too long for the page.
         rank: How soon it has to be shown.
+        sections: What the page has to itself, where another page may show it instead.
     """
 
     name: str
@@ -79,6 +92,7 @@ class Report:
     page: str
     lists: tuple[LongList, ...] = ()
     rank: Rank = Rank.REPORT
+    sections: tuple[Section, ...] = ()
 
 
 @dataclass(frozen=True)

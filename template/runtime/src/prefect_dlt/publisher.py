@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import hashlib
 import logging
+import math
 import os
 import secrets
 import threading
@@ -112,7 +113,7 @@ class Publisher:
         """What the last call that failed failed with, as far as it may be shown: "ConnectError", "HTTP 500"."""
         return self._trouble
 
-    def put(self, place: Place, draft: Draft, live: bool = False) -> None:
+    def put(self, place: Place, draft: Draft, live: bool = False, hold: float = 0.0) -> None:
         """Take a draft, in place of the one that waits for the same artifact; returns at once.
 
         Args:
@@ -120,9 +121,10 @@ class Publisher:
             draft: What it shows from now on.
             live: Whether another draft will follow soon, as with progress. One of those is sent a second, whichever
                 has waited longest, however many runs the process has; all others go with the next round.
+            hold: Seconds that it may be taken back; it is sent sooner where its run waits for it.
         """
         with self._changed:
-            self._outbox.put(place, draft, live)
+            self._outbox.put(place, draft, live, time.monotonic() + hold)
             self._changed.notify_all()
 
     def withdraw(self, place: Place) -> bool:
@@ -227,7 +229,7 @@ class Publisher:
                     now = time.monotonic()
                     is_live_due = now >= self._next_live
                     hurry = {run for run, _ in self._flushing}
-                    letters = self._outbox.take_letters(is_live_due, hurry)
+                    letters = self._outbox.take_letters(is_live_due, hurry, math.inf if is_last else now)
                     if is_live_due:
                         self._next_live = now + FLUSH_PERIOD
                     self._is_urgent = False

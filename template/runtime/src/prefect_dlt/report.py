@@ -25,7 +25,7 @@ from prefect_dlt.reasons import reason, reason_line
 from prefect_dlt.record import FailedAttempt, RunRecord, TableRow
 from prefect_dlt.redact import redacted_traceback, redaction
 from prefect_dlt.retry import chain, is_stop_request
-from prefect_dlt.schema_report import changes_of, schema_overview
+from prefect_dlt.schema_report import SCHEMA_CHANGES, changes_of, schema_overview
 from prefect_dlt.verification import Verification, named
 
 NOT_ALL_LOADED = "{}: these rows were prepared, and not all of them are loaded."
@@ -40,8 +40,13 @@ ALL_STAGES = "Seconds in all stages"
 _OUTCOMES = (("load", "loaded"), ("normalize", "normalized"), ("extract", "extracted"))
 
 
-def summary(record: RunRecord) -> Report:
-    """Return the page about a run that people open."""
+def summary(record: RunRecord, told_here: Sequence[Report] = ()) -> Report:
+    """Return the page about a run that people open.
+
+    Args:
+        record: Of the run.
+        told_here: Reports about its stages and its schema that have no page of their own: this one has what they say.
+    """
     safe = redaction(record.secrets)
     tables = PageTable(
         record,
@@ -60,18 +65,14 @@ def summary(record: RunRecord) -> Report:
         parts += [plain(safe(record.failed_attempts[-1].next))] if record.failed_attempts else []
     if record.discarded:
         parts += ["## Put aside", "\n".join(f"- {span(safe(line))}" for line in record.discarded)]
-    if stages := record.stages():
-        rows = [(row.name, row.state, str(row.tries), f"{row.seconds:,.1f}") for row in stages]
-        parts += ["## Stages", table(("Stage", "State", "Tries", "Seconds"), rows, right=(2, 3))]
-        parts += [drawing(timeline(record), TIMELINE_STYLE)]
+    parts += _stages(record, [report for report in told_here if report.name != SCHEMA_CHANGES])
     if tables.rows:
         parts += ["## Tables", _doubt(record), tables.text()]
         if graph := lineage(record, {row.name: _with_rows(row, safe) for row in record.tables()}, safe):
             parts += [drawing(graph, GRAPH_STYLE)]
     if record.verification is not None and record.verification.load_ids:
         parts += ["## Verified", *_verified(record.verification, safe)]
-    if changed := changes_of(record):
-        parts += ["## Schema changes", schema_overview(record, changed)]
+    parts += _schema_changes(record, [report for report in told_here if report.name == SCHEMA_CHANGES])
     if record.failed_attempts:
         rows = [
             (str(each.number), each.step, f"{_seconds(each):,.1f}", cell(safe(reason(each.error))))
@@ -82,6 +83,29 @@ def summary(record: RunRecord) -> Report:
     if record.error is not None:
         parts += ["## Traceback", fence(redacted_traceback(record.error, record.secrets))]
     return Report("summary", headline(record), page(parts), tables.long_list(), Rank.SUMMARY)
+
+
+def _stages(record: RunRecord, told_here: Sequence[Report]) -> list[str]:
+    """Return all stages in a table and a drawing, and the reports about them that are told here."""
+    if not (stages := record.stages()):
+        return []
+    rows = [(row.name, row.state, str(row.tries), f"{row.seconds:,.1f}") for row in stages]
+    parts = ["## Stages", table(("Stage", "State", "Tries", "Seconds"), rows, right=(2, 3))]
+    parts += [drawing(timeline(record), TIMELINE_STYLE)]
+    for report in told_here:
+        parts += [
+            f"### {report.headline[:1].upper()}{report.headline[1:]}",
+            *(section.under(4) for section in report.sections),
+        ]
+    return parts
+
+
+def _schema_changes(record: RunRecord, told_here: Sequence[Report]) -> list[str]:
+    """Return what changed in schemas: as the report about it says where it is told here, or else in short."""
+    if not (changed := changes_of(record)):
+        return []
+    sections = [section.under(3) for report in told_here for section in report.sections]
+    return ["## Schema changes", *(sections or [schema_overview(record, changed)])]
 
 
 def failure_report(record: RunRecord, attempt: FailedAttempt) -> Report:

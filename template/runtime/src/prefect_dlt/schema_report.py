@@ -10,6 +10,7 @@ from prefect_dlt.markdown import LONGEST_TABLE, cell, span, table
 from prefect_dlt.page import (
     PageTable,
     Report,
+    Section,
     about,
     as_it_is,
     counted,
@@ -18,6 +19,9 @@ from prefect_dlt.page import (
 from prefect_dlt.record import RunRecord
 from prefect_dlt.redact import redaction
 from prefect_dlt.schema_changes import ColumnChange, TableChange
+
+SCHEMA_CHANGES = "schema_changes"
+"""Name of the report."""
 
 MOST_NEW_TABLES = 10
 """Tables whose columns are written out on the page about schema changes; all are in the list."""
@@ -45,7 +49,7 @@ def schema_report(record: RunRecord) -> Report:
             for column in each.columns.values()
         ],
     )
-    parts = [f"# {span(safe(record.pipeline_name))}: schema changed", " · ".join(figures)]
+    sections = list[Section]()
     if differing:
         rows = [
             (
@@ -60,19 +64,25 @@ def schema_report(record: RunRecord) -> Report:
         ]
         header = ("Table", "Column", "Change", "Type", "Was")
         wide = len(header) if any(row[-1] for row in rows) else len(header) - 1
-        parts += ["## Changed tables", table(header[:wide], [row[:wide] for row in rows], more=listed.where())]
+        text = table(header[:wide], [row[:wide] for row in rows], more=listed.where())
+        sections += [Section("Changed tables", text)]
     for each in new[:MOST_NEW_TABLES]:
         rows = [
             (cell(safe(column.column)), cell(safe(column.type)), _hints(column)) for column in each.columns.values()
         ]
-        parts += [f"## New table {span(safe(each.table))}", f"From schema {span(safe(each.schema))}."]
-        parts += [table(("Column", "Type", "Hints"), rows, more=listed.where())]
+        text = table(("Column", "Type", "Hints"), rows, more=listed.where())
+        whence = f"From schema {span(safe(each.schema))}."
+        sections += [Section(f"New table {span(safe(each.table))}", f"{whence}\n\n{text}")]
     if others := new[MOST_NEW_TABLES:]:
         rows = [(cell(safe(each.table)), f"{len(each.columns):,}") for each in others]
-        parts += ["## More new tables", table(("Table", "Columns"), rows, right=(1,), more=listed.where())]
+        text = table(("Table", "Columns"), rows, right=(1,), more=listed.where())
+        sections += [Section("More new tables", text)]
+    parts = [f"# {span(safe(record.pipeline_name))}: schema changed", " · ".join(figures)]
+    parts += [section.under(2) for section in sections]
     parts += about(record, safe, record.package_ids)
     is_long = len(listed.rows) > LONGEST_TABLE
-    return Report("schema_changes", line, page(parts), listed.long_list() if is_long else ())
+    lists = listed.long_list() if is_long else ()
+    return Report(SCHEMA_CHANGES, line, page(parts), lists, sections=tuple(sections))
 
 
 def schema_overview(record: RunRecord, changed: Sequence[TableChange]) -> str:
@@ -88,7 +98,7 @@ def schema_overview(record: RunRecord, changed: Sequence[TableChange]) -> str:
         )
         for each in changed
     ]
-    where = f"in the artifact `{artifact_key(record.pipeline_name, 'schema_changes')}`"
+    where = f"in the artifact `{artifact_key(record.pipeline_name, SCHEMA_CHANGES)}`"
     text = table(("Table", "Change", "Columns"), rows, more=f", {where}")
     return f"{text}\n\nEach column with its type is {where}."
 

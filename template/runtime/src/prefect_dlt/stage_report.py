@@ -13,6 +13,7 @@ from prefect_dlt.page import (
     PageTable,
     Report,
     Row,
+    Section,
     about,
     as_it_is,
     counted,
@@ -33,7 +34,7 @@ def stage_report(record: RunRecord, step: PipelineStepTrace) -> Report:
     safe = redaction(record.secrets)
     info, took = step.step_info, seconds_of(step)
     details = list[PageTable]()
-    parts = list[str]()
+    sections = list[Section]()
     figures = "" if step.step_exception else "nothing to do"
     if isinstance(info, ExtractInfo):
         rows = extracted(info)
@@ -50,14 +51,15 @@ def stage_report(record: RunRecord, step: PipelineStepTrace) -> Report:
     ended = "failed" if step.step_exception else "done"
     known = " · ".join(filter(None, (figures, f"{took:,.1f} s")))
     line = f"{step.step} {ended} · {known}"
-    parts = [f"# {span(safe(record.pipeline_name))}: {step.step} {ended}", known]
     if step.step_exception:
-        parts += ["## Error", span(safe(reason_in_trace(step.exception_traces or (), step.step_exception)))]
-    for detail in details:
-        parts += [f"## {detail.headline}", detail.text()] if detail.rows else []
+        error = span(safe(reason_in_trace(step.exception_traces or (), step.step_exception)))
+        sections += [Section("Error", error)]
+    sections += [Section(detail.headline, detail.text()) for detail in details if detail.rows]
+    parts = [f"# {span(safe(record.pipeline_name))}: {step.step} {ended}", known]
+    parts += [section.under(2) for section in sections]
     parts += about(record, safe, info.loads_ids if info else ())
     lists = tuple(long for detail in details for long in detail.long_list())
-    return Report(f"{step.step}_report", line, page(parts), lists)
+    return Report(f"{step.step}_report", line, page(parts), lists, sections=tuple(sections))
 
 
 def _written(record: RunRecord, name: str, headline: str, what: str, rows: Sequence[Written]) -> PageTable:
