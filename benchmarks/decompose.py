@@ -242,7 +242,7 @@ def measure(kind: str, variant: str, size: int, home: Path, *, api: str, address
     arguments = ["--child", kind, "--variant", variant, "--size", str(size), "--address", address]
     # dlt takes five threads for resources that it may read at the same time: the flow has eight.
     workers = {WORKERS: {"NORMALIZE__WORKERS": "2"}, PARALLELIZE: {"EXTRACT__WORKERS": str(WIDTH)}}.get(variant, {})
-    return run_child(__file__, arguments, home, PREFECT_API_URL=api, PREFECT_LOGGING_LEVEL="WARNING", **workers)
+    return run_child(__file__, arguments, home, PREFECT_API_URL=api, **workers)
 
 
 def fill(address: str, folder: Path, scale: float) -> None:
