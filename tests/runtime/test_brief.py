@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import dlt
+import psutil
 import pytest
 from dlt.pipeline.pipeline import Pipeline
 from prefect import flow
@@ -81,6 +82,27 @@ def test_a_run_that_is_not_brief_has_them_all(pipeline: Callable[..., Pipeline],
     page = str(artifacts["shop-summary"].data)
     assert "###" not in page
     assert "Each column with its type is in the artifact `shop-schema-changes`" in page
+
+
+@pytest.mark.parametrize(("brief", "fewest"), [(LONG, 2), (0.0, 5)])
+def test_of_a_brief_run_is_measured_what_its_summary_tells(
+    pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch, brief: float, fewest: int
+) -> None:
+    looked: list[psutil.Process] = []
+
+    def children(process: psutil.Process, **_options: object) -> list[psutil.Process]:
+        looked.append(process)
+        return []
+
+    monkeypatch.setattr(psutil.Process, "children", children)
+    # A second that never passes, so that none is due.
+    monkeypatch.setattr("prefect_dlt.usage.SHORTEST_PERIOD", LONG)
+
+    artifacts = shown(lambda: pipeline(progress=PrefectCollector(brief=brief)).run(shop()))
+
+    # Beginning and end, and the end of each stage.
+    assert len(looked) == fewest
+    assert "CPU and memory" in str(artifacts["shop-summary"].data)
 
 
 @pytest.mark.parametrize("brief", ["5", -1, float("nan")])

@@ -99,6 +99,22 @@ def test_it_is_measured_once_a_period_however_often_it_is_asked() -> None:
     assert meter.measure_if_due() is not first
 
 
+def test_the_beginning_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[psutil.Process] = []
+
+    def children(process: psutil.Process, **_options: object) -> list[psutil.Process]:
+        looked.append(process)
+        return []
+
+    monkeypatch.setattr(psutil.Process, "children", children)
+
+    usage = UsageMeter(Clock()).usage
+
+    assert len(looked) == 1
+    assert (usage.cpu, usage.cpu_seconds) == (0.0, 0.0)
+    assert usage.memory > 0
+
+
 def test_measuring_takes_a_small_share_of_the_time_where_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     meter = UsageMeter(clock)

@@ -163,7 +163,8 @@ class PrefectCollector(CallbackCollector):
         # Once it is over, its report says more than a progress of which nobody has seen anything.
         if is_failure or not self._take_back(self.__run.key):
             self._put_progress(progress, failed=is_failure)
-        self._measure(record)
+        # To look for child processes takes some milliseconds, and the summary of a brief run tells what it used.
+        self._measure(record, if_due=self._hold() > 0)
         self._put(record, stage_report(record, step))
 
     @override
@@ -207,9 +208,9 @@ class PrefectCollector(CallbackCollector):
         self.__run.changed = {}
         emit(events, self.__run.resources, run)
 
-    def _measure(self, record: RunRecord) -> None:
+    def _measure(self, record: RunRecord, *, if_due: bool = False) -> None:
         if self.__run.meter is not None:
-            record.usage = self.__run.meter.measure()
+            record.usage = self.__run.meter.measure_if_due() if if_due else self.__run.meter.measure()
 
     def _hold(self) -> float:
         """Return how many seconds from now the run is brief."""

@@ -34,9 +34,10 @@ class UsageMeter:
         self._cpu_gone = 0.0
         self._own_peak_before = own_peak_memory()
         self._cpu_peak = self._memory_peak = 0.0
-        self._due = self._measured_at = self._now()
-        self._cpu_before = self._cpu_last = self._measure()[0]
-        self.usage = self.measure()
+        began = self._measured_at = self._now()
+        cpu_seconds, memory = self._measure()
+        self._cpu_before = self._cpu_last = cpu_seconds
+        self.usage = self._note(began, cpu_seconds, memory)
 
     def measure_if_due(self) -> Usage:
         """Return the usage as last measured, a second or more ago; measure anew when that is over."""
@@ -45,7 +46,9 @@ class UsageMeter:
     def measure(self) -> Usage:
         """Measure now."""
         began = self._now()
-        cpu_seconds, memory = self._measure()
+        return self._note(began, *self._measure())
+
+    def _note(self, began: float, cpu_seconds: float, memory: float) -> Usage:
         elapsed = began - self._measured_at
         # Over a very short time the clock of the CPU, which ticks a hundred times a second, says nothing.
         cpu = 100.0 * (cpu_seconds - self._cpu_last) / elapsed if elapsed >= SHORTEST_PERIOD / 10 else 0.0
