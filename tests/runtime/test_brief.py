@@ -165,6 +165,21 @@ def test_a_report_with_a_list_of_its_own_is_shown(pipeline: Callable[..., Pipeli
     assert "in the artifact `shop-schema-changes`" in str(artifacts["shop-summary"].data)
 
 
+def test_a_list_that_comes_with_a_later_report_of_the_same_stage_is_shown_with_it(
+    pipeline: Callable[..., Pipeline],
+) -> None:
+    pending = pipeline()
+    pending.extract([{"id": 1}], table_name="pending")
+    pending.normalize()
+    many = [dlt.resource([{"id": 1}], name=f"table_{number}") for number in range(LONGEST_TABLE + 1)]
+
+    artifacts = shown(lambda: runner(pipeline(progress=PrefectCollector(brief=LONG))).run(many))
+
+    assert {"summary", "load-report", "load-tables"} <= pages("shop", artifacts)
+    assert f"load done · {LONGEST_TABLE + 1} of" in str(artifacts["shop-load-report"].description)
+    assert "### Load done" not in str(artifacts["shop-summary"].data)
+
+
 # -- the parts of a source ---------------------------------------------------------------------------------------------
 
 

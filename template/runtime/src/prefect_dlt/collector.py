@@ -225,6 +225,8 @@ class PrefectCollector(CallbackCollector):
         draft = Draft("markdown", report.headline, report.page, report.rank)
         key = artifact_key(record.pipeline_name, report.name)
         self._put_draft(key, draft)
+        # The one before, of the same stage, is no longer what waits there.
+        self.__run.held.pop(key, None)
         if report.rank is Rank.REPORT and not report.lists:
             self.__run.held[key] = report
         for long in report.lists:
